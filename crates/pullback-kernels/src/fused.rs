@@ -1,0 +1,172 @@
+//! The operations of a transformer block on Burn tensors.
+//!
+//! Each public function runs a fused kernel with a handwritten backward pass where the tensor lives on the
+//! CPU backend, and [`composed`] from Burn's own operations elsewhere. Gradients flow to every tensor
+//! argument. Rows are `batch × time`, as in `[batch·time, width]`.
+
+mod attention;
+mod backend;
+pub mod composed;
+mod gate;
+mod linear;
+mod loss;
+mod norm;
+mod rotary;
+
+use std::sync::Arc;
+
+use burn::backend::{Dispatch, DispatchDevice};
+use burn::tensor::{Device, Tensor};
+
+pub use attention::AttentionSpec;
+pub(crate) use linear::dot;
+pub use rotary::{RotaryPairs, RotarySpec};
+
+use backend::FusedOps;
+
+/// Whether tensors on this device run the fused kernels.
+fn is_fused(device: &Device) -> bool {
+    match device.as_dispatch() {
+        DispatchDevice::Flex(_) => true,
+        DispatchDevice::Autodiff(inner) => {
+            let inner: &DispatchDevice = inner;
+            matches!(inner, DispatchDevice::Flex(_))
+        }
+        #[expect(unreachable_patterns, reason = "other devices come with other features of Burn")]
+        _ => false,
+    }
+}
+
+/// `x Wᵀ`: `x [n, i]`, `weight [o, i]` → `[n, o]`.
+///
+/// # Panics
+/// If the inner dimensions differ.
+pub fn linear(x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
+    assert_eq!(x.dims()[1], weight.dims()[1], "linear: widths of `x` and `weight` differ");
+    if !is_fused(&x.device()) {
+        return composed::linear(x, weight);
+    }
+    Tensor::from_dispatch(<Dispatch as FusedOps>::linear(
+        x.into_dispatch(),
+        weight.into_dispatch(),
+    ))
+}
+
+/// `w ∘ x / sqrt(mean(x²) + eps)`: `x [n, d]`, `weight [d]` → `[n, d]`
+/// (arXiv 1910.07467, equation 4).
+///
+/// # Panics
+/// If the widths differ.
+pub fn rms_norm(x: Tensor<2>, weight: Tensor<1>, eps: f64) -> Tensor<2> {
+    assert_eq!(x.dims()[1], weight.dims()[0], "rms_norm: widths of `x` and `weight` differ");
+    if !is_fused(&x.device()) {
+        return composed::rms_norm(x, weight, eps);
+    }
+    Tensor::from_dispatch(<Dispatch as FusedOps>::rms_norm(
+        x.into_dispatch(),
+        weight.into_dispatch(),
+        eps,
+    ))
+}
+
+/// Rotary position embedding of every head of `x [batch·time, heads·d_head]` (arXiv 2104.09864).
+///
+/// # Panics
+/// If the rows are not a multiple of `spec.time`, or the width not one of `spec.d_head`.
+pub fn rotary(x: Tensor<2>, spec: RotarySpec) -> Tensor<2> {
+    let [rows, width] = x.dims();
+    assert!(
+        rows.is_multiple_of(spec.time) && width.is_multiple_of(spec.d_head),
+        "rotary: {rows}×{width} does not divide into sequences of {} and heads of {}",
+        spec.time,
+        spec.d_head
+    );
+    assert!(
+        spec.rotary_dim <= spec.d_head && spec.rotary_dim.is_multiple_of(2),
+        "rotary: {} of {} coordinates cannot turn in pairs",
+        spec.rotary_dim,
+        spec.d_head
+    );
+    if !is_fused(&x.device()) {
+        return composed::rotary(x, spec);
+    }
+    Tensor::from_dispatch(<Dispatch as FusedOps>::rotary(x.into_dispatch(), spec))
+}
+
+fn assert_attention(q: [usize; 2], k: [usize; 2], v: [usize; 2], spec: &AttentionSpec) {
+    assert!(
+        spec.kv_heads > 0 && spec.heads.is_multiple_of(spec.kv_heads),
+        "attention: {} heads do not divide among {} key-value heads",
+        spec.heads,
+        spec.kv_heads
+    );
+    assert!(
+        q[1] == spec.heads * spec.d_head && k == v && k[1] == spec.kv_heads * spec.d_head,
+        "attention: widths of q {q:?}, k {k:?}, v {v:?} do not fit {spec:?}"
+    );
+    assert!(
+        q[0].is_multiple_of(spec.batch) && k[0].is_multiple_of(spec.batch) && q[0] <= k[0],
+        "attention: rows of q {q:?} and k {k:?} do not fit {} sequences",
+        spec.batch
+    );
+}
+
+/// Causal attention with grouped heads: `q [batch·t, heads·d_head]`, `k`, `v [batch·s, kv_heads·d_head]`
+/// → `[batch·t, heads·d_head]`. The queries are the last `t` of the `s` positions (so `t = 1` with a
+/// cache of keys).
+///
+/// # Panics
+/// If the shapes do not fit `spec`.
+pub fn attention(q: Tensor<2>, k: Tensor<2>, v: Tensor<2>, spec: AttentionSpec) -> Tensor<2> {
+    assert_attention(q.dims(), k.dims(), v.dims(), &spec);
+    if !is_fused(&q.device()) {
+        return composed::attention(q, k, v, spec);
+    }
+    Tensor::from_dispatch(<Dispatch as FusedOps>::attention(
+        q.into_dispatch(),
+        k.into_dispatch(),
+        v.into_dispatch(),
+        spec,
+    ))
+}
+
+/// `silu(gate) ∘ up`, both `[n, f]` (arXiv 2002.05202, equation 5).
+///
+/// # Panics
+/// If the shapes differ.
+pub fn gated_silu(gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
+    assert_eq!(gate.dims(), up.dims(), "gated_silu: shapes differ");
+    if !is_fused(&gate.device()) {
+        return composed::gated_silu(gate, up);
+    }
+    Tensor::from_dispatch(<Dispatch as FusedOps>::gated_silu(
+        gate.into_dispatch(),
+        up.into_dispatch(),
+    ))
+}
+
+/// Cross-entropy in nats of each row's target: `x [n, d]` (after the final norm), `unembed [v, d]` →
+/// `[n]`. The logits are made a few rows at a time.
+///
+/// # Panics
+/// If a target is not below `v`, or the shapes do not agree.
+pub fn cross_entropy(x: Tensor<2>, unembed: Tensor<2>, targets: Arc<[u32]>) -> Tensor<1> {
+    assert_eq!(x.dims()[1], unembed.dims()[1], "cross_entropy: widths differ");
+    assert_eq!(x.dims()[0], targets.len(), "cross_entropy: one target a row is needed");
+    let d_vocab = unembed.dims()[0];
+    assert!(
+        targets.iter().all(|&target| (target as usize) < d_vocab),
+        "cross_entropy: a target is not below the vocabulary size {d_vocab}"
+    );
+    if !is_fused(&x.device()) {
+        return composed::cross_entropy(x, unembed, &targets);
+    }
+    Tensor::from_dispatch(<Dispatch as FusedOps>::cross_entropy(
+        x.into_dispatch(),
+        unembed.into_dispatch(),
+        targets,
+    ))
+}
+
+#[cfg(test)]
+mod tests;

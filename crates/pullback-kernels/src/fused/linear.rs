@@ -1,0 +1,106 @@
+//! `y = x Wᵀ` on slices, with `W` as files store it: one row per output.
+
+use rayon::prelude::*;
+
+use crate::simd::vectorized;
+use crate::{Matrix, MatrixMut, Real, Threads, matmul};
+
+/// Up to this many rows the product is bound by reading `W` once, and dot products are as fast as the
+/// memory; above it, blocks of `W` are worth packing.
+const FEW_ROWS: usize = 4;
+/// Rows of `W` that one task of the few-rows path reads.
+const OUTPUTS: usize = 128;
+/// Multiply-adds below which starting threads costs more than they save.
+const SMALL: usize = 1 << 21;
+
+/// Forward: `x [n, i]`, `weight [o, i]` → `[n, o]`.
+pub(super) fn forward<T: Real>(x: &[T], weight: &[T], d_in: usize) -> Vec<T> {
+    let (n, d_out) = (x.len() / d_in, weight.len() / d_in);
+    let mut out = vec![T::zero(); n * d_out];
+    if n == 0 {
+        return out;
+    }
+    if n > FEW_ROWS {
+        let threads = if n * d_out * d_in < SMALL {
+            Threads::One
+        } else {
+            Threads::All
+        };
+        matmul(
+            MatrixMut::new(&mut out, n, d_out, d_out),
+            Matrix::new(x, n, d_in, d_in),
+            Matrix::new(weight, d_out, d_in, d_in).transposed(),
+            T::zero(),
+            T::one(),
+            threads,
+        );
+        return out;
+    }
+    for (x, out) in x.chunks_exact(d_in).zip(out.chunks_exact_mut(d_out)) {
+        out.par_chunks_mut(OUTPUTS)
+            .zip(weight.par_chunks(OUTPUTS * d_in))
+            .for_each(|(out, weight)| {
+                vectorized(
+                    #[inline(always)]
+                    || {
+                        for (out, row) in out.iter_mut().zip(weight.chunks_exact(d_in)) {
+                            *out = dot(row, x);
+                        }
+                    },
+                );
+            });
+    }
+    out
+}
+
+/// Dot product in 32 running sums: enough independent chains to keep the vector units busy.
+#[inline(always)]
+pub(crate) fn dot<T: Real>(a: &[T], b: &[T]) -> T {
+    let mut sums = [T::zero(); 32];
+    let (mut left, mut right) = (a.chunks_exact(32), b.chunks_exact(32));
+    for (a, b) in (&mut left).zip(&mut right) {
+        for i in 0..32 {
+            sums[i] = a[i].mul_add(b[i], sums[i]);
+        }
+    }
+    let mut total = T::zero();
+    for (&a, &b) in left.remainder().iter().zip(right.remainder()) {
+        total += a * b;
+    }
+    for sum in sums {
+        total += sum;
+    }
+    total
+}
+
+/// Backward in `x`: `dx = g W`.
+pub(super) fn backward_input<T: Real>(weight: &[T], grad: &[T], d_in: usize) -> Vec<T> {
+    let d_out = weight.len() / d_in;
+    let n = grad.len() / d_out;
+    let mut out = vec![T::zero(); n * d_in];
+    matmul(
+        MatrixMut::new(&mut out, n, d_in, d_in),
+        Matrix::new(grad, n, d_out, d_out),
+        Matrix::new(weight, d_out, d_in, d_in),
+        T::zero(),
+        T::one(),
+        Threads::All,
+    );
+    out
+}
+
+/// Backward in `weight`: `dW = gᵀ x`.
+pub(super) fn backward_weight<T: Real>(x: &[T], grad: &[T], d_in: usize) -> Vec<T> {
+    let n = x.len() / d_in;
+    let d_out = if n == 0 { 0 } else { grad.len() / n };
+    let mut out = vec![T::zero(); d_out * d_in];
+    matmul(
+        MatrixMut::new(&mut out, d_out, d_in, d_in),
+        Matrix::new(grad, n, d_out, d_out).transposed(),
+        Matrix::new(x, n, d_in, d_in),
+        T::zero(),
+        T::one(),
+        Threads::All,
+    );
+    out
+}

@@ -1,0 +1,140 @@
+//! Next-token cross-entropy straight from the last hidden state, a few rows at a time: the logits of a
+//! large vocabulary never stand in memory all at once.
+
+use rayon::prelude::*;
+
+use crate::simd::vectorized;
+use crate::{Matrix, MatrixMut, Real, Threads, matmul};
+
+/// Rows whose logits stand in memory together: 128 × 49,152 logits are 25 MB.
+const ROWS: usize = 128;
+
+/// Turns each row of logits into probabilities and returns `log Σ e^logit` per row.
+fn softmax_in_place<T: Real>(logits: &mut [T], d_vocab: usize) -> Vec<T> {
+    logits
+        .par_chunks_mut(d_vocab)
+        .map(|row| {
+            vectorized(
+                #[inline(always)]
+                || {
+                    let mut top = T::neg_infinity();
+                    for &x in row.iter() {
+                        top = if x > top { x } else { top };
+                    }
+                    // Sixteen partial sums: vectors, and an error that does not grow with the vocabulary.
+                    let mut sums = [T::zero(); 16];
+                    let mut chunks = row.chunks_exact_mut(16);
+                    for chunk in &mut chunks {
+                        for (x, sum) in chunk.iter_mut().zip(&mut sums) {
+                            *x = (*x - top).exp_vector();
+                            *sum += *x;
+                        }
+                    }
+                    let mut total: T = sums.iter().copied().sum();
+                    for x in chunks.into_remainder() {
+                        *x = (*x - top).exp_vector();
+                        total += *x;
+                    }
+                    let inverse = total.recip();
+                    for x in row.iter_mut() {
+                        *x *= inverse;
+                    }
+                    top + total.ln()
+                },
+            )
+        })
+        .collect()
+}
+
+/// Losses `[n]` in nats, from `x [n, d]`, `unembed [v, d]` and the targets; with `want_input_grad` also
+/// `d loss_row / d x_row` `[n, d]`.
+pub(super) fn forward<T: Real>(
+    x: &[T],
+    unembed: &[T],
+    targets: &[u32],
+    want_input_grad: bool,
+) -> (Vec<T>, Vec<T>) {
+    let n = targets.len();
+    let d = x.len() / n.max(1);
+    let d_vocab = unembed.len() / d.max(1);
+    let mut losses = Vec::with_capacity(n);
+    let mut input_grad = vec![T::zero(); if want_input_grad { x.len() } else { 0 }];
+    let mut logits = vec![T::zero(); ROWS.min(n) * d_vocab];
+    for start in (0..n).step_by(ROWS) {
+        let rows = ROWS.min(n - start);
+        let logits = &mut logits[..rows * d_vocab];
+        matmul(
+            MatrixMut::new(logits, rows, d_vocab, d_vocab),
+            Matrix::new(&x[start * d..], rows, d, d),
+            Matrix::new(unembed, d_vocab, d, d).transposed(),
+            T::zero(),
+            T::one(),
+            Threads::All,
+        );
+        let targets = &targets[start..start + rows];
+        let at_target: Vec<T> = targets
+            .iter()
+            .zip(logits.chunks_exact(d_vocab))
+            .map(|(&target, row)| row[target as usize])
+            .collect();
+        let log_sums = softmax_in_place(logits, d_vocab);
+        losses.extend(log_sums.iter().zip(at_target).map(|(&sum, at)| sum - at));
+        if want_input_grad {
+            for (&target, row) in targets.iter().zip(logits.chunks_exact_mut(d_vocab)) {
+                row[target as usize] -= T::one();
+            }
+            matmul(
+                MatrixMut::new(&mut input_grad[start * d..(start + rows) * d], rows, d, d),
+                Matrix::new(logits, rows, d_vocab, d_vocab),
+                Matrix::new(unembed, d_vocab, d, d),
+                T::zero(),
+                T::one(),
+                Threads::All,
+            );
+        }
+    }
+    (losses, input_grad)
+}
+
+/// Backward in the unembedding: `dW = Σ_rows g_row (p − onehot)_row x_rowᵀ`, the logits computed anew.
+pub(super) fn backward_unembed<T: Real>(
+    x: &[T],
+    unembed: &[T],
+    targets: &[u32],
+    grad: &[T],
+) -> Vec<T> {
+    let n = targets.len();
+    let d = x.len() / n.max(1);
+    let d_vocab = unembed.len() / d.max(1);
+    let mut out = vec![T::zero(); unembed.len()];
+    let mut logits = vec![T::zero(); ROWS.min(n) * d_vocab];
+    for start in (0..n).step_by(ROWS) {
+        let rows = ROWS.min(n - start);
+        let logits = &mut logits[..rows * d_vocab];
+        let x = Matrix::new(&x[start * d..], rows, d, d);
+        matmul(
+            MatrixMut::new(logits, rows, d_vocab, d_vocab),
+            x,
+            Matrix::new(unembed, d_vocab, d, d).transposed(),
+            T::zero(),
+            T::one(),
+            Threads::All,
+        );
+        softmax_in_place(logits, d_vocab);
+        for (row, logits) in logits.chunks_exact_mut(d_vocab).enumerate() {
+            logits[targets[start + row] as usize] -= T::one();
+            for logit in logits {
+                *logit *= grad[start + row];
+            }
+        }
+        matmul(
+            MatrixMut::new(&mut out, d_vocab, d, d),
+            Matrix::new(logits, rows, d_vocab, d_vocab).transposed(),
+            x,
+            T::one(),
+            T::one(),
+            Threads::All,
+        );
+    }
+    out
+}

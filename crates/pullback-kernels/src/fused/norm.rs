@@ -1,0 +1,93 @@
+//! Root-mean-square normalisation on slices: `y = w ∘ x / sqrt(mean(x²) + ε)`
+//! (Zhang and Sennrich, arXiv 1910.07467, equation 4).
+
+use rayon::prelude::*;
+
+use crate::Real;
+use crate::simd::vectorized;
+
+/// Rows worked on by one task.
+const ROWS: usize = 64;
+
+#[inline(always)]
+fn inverse_rms<T: Real>(row: &[T], eps: f64) -> T {
+    let mut sums = [T::zero(); 16];
+    let mut chunks = row.chunks_exact(16);
+    for chunk in &mut chunks {
+        for (sum, &x) in sums.iter_mut().zip(chunk) {
+            *sum += x * x;
+        }
+    }
+    let mut total: T = sums.iter().copied().sum();
+    for &x in chunks.remainder() {
+        total += x * x;
+    }
+    (total / T::of(row.len() as f64) + T::of(eps)).sqrt().recip()
+}
+
+/// Forward: `x [n, d]`, `weight [d]` → `[n, d]`.
+pub(super) fn forward<T: Real>(x: &[T], weight: &[T], eps: f64) -> Vec<T> {
+    let d = weight.len();
+    let mut out = vec![T::zero(); x.len()];
+    out.par_chunks_mut(ROWS * d)
+        .zip(x.par_chunks(ROWS * d))
+        .for_each(|(out, x)| {
+            vectorized(
+                #[inline(always)]
+                || {
+                    for (out, x) in out.chunks_exact_mut(d).zip(x.chunks_exact(d)) {
+                        let scale = inverse_rms(x, eps);
+                        for ((out, &x), &w) in out.iter_mut().zip(x).zip(weight) {
+                            *out = x * scale * w;
+                        }
+                    }
+                },
+            );
+        });
+    out
+}
+
+/// Backward in `x`: with `s` the inverse root mean square and `h = g ∘ w`,
+/// `dx = s·h − x·s³·(h·x)/d`.
+pub(super) fn backward_input<T: Real>(x: &[T], weight: &[T], grad: &[T], eps: f64) -> Vec<T> {
+    let d = weight.len();
+    let mut out = vec![T::zero(); x.len()];
+    out.par_chunks_mut(ROWS * d)
+        .zip(x.par_chunks(ROWS * d))
+        .zip(grad.par_chunks(ROWS * d))
+        .for_each(|((out, x), grad)| {
+            vectorized(
+                #[inline(always)]
+                || {
+                    let rows = out.chunks_exact_mut(d).zip(x.chunks_exact(d));
+                    for ((out, x), grad) in rows.zip(grad.chunks_exact(d)) {
+                        let scale = inverse_rms(x, eps);
+                        let mut dot = T::zero();
+                        for i in 0..d {
+                            out[i] = grad[i] * weight[i];
+                        }
+                        for (&h, &x) in out.iter().zip(x) {
+                            dot += h * x;
+                        }
+                        let pull = dot * scale * scale * scale / T::of(d as f64);
+                        for (out, &x) in out.iter_mut().zip(x) {
+                            *out = *out * scale - x * pull;
+                        }
+                    }
+                },
+            );
+        });
+    out
+}
+
+/// Backward in `weight`: `dw = Σ_rows g ∘ x·s`, summed in row order.
+pub(super) fn backward_weight<T: Real>(x: &[T], d: usize, grad: &[T], eps: f64) -> Vec<T> {
+    let mut out = vec![T::zero(); d];
+    for (x, grad) in x.chunks_exact(d).zip(grad.chunks_exact(d)) {
+        let scale = inverse_rms(x, eps);
+        for ((out, &x), &grad) in out.iter_mut().zip(x).zip(grad) {
+            *out += grad * x * scale;
+        }
+    }
+    out
+}

@@ -1,0 +1,177 @@
+//! Dense matrix products on slices, through the `gemm` crate.
+
+use gemm::Parallelism;
+
+use crate::Real;
+
+/// How many threads one product may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Threads {
+    /// The calling thread alone: for use inside a parallel loop.
+    One,
+    /// All threads of the pool.
+    All,
+}
+
+/// A matrix in a slice: `rows × columns`, with the distance between neighbours in each direction.
+#[derive(Clone, Copy, Debug)]
+pub struct Matrix<'a, T> {
+    data: &'a [T],
+    rows: usize,
+    columns: usize,
+    row_stride: usize,
+    column_stride: usize,
+}
+
+impl<'a, T> Matrix<'a, T> {
+    /// A row-major matrix whose rows start `row_stride` elements apart.
+    ///
+    /// # Panics
+    /// If the last row would end past the slice.
+    pub fn new(data: &'a [T], rows: usize, columns: usize, row_stride: usize) -> Self {
+        assert_fits(data.len(), rows, columns, row_stride);
+        Self {
+            data,
+            rows,
+            columns,
+            row_stride,
+            column_stride: 1,
+        }
+    }
+
+    /// The same numbers read the other way round.
+    #[must_use]
+    pub fn transposed(self) -> Self {
+        Self {
+            data: self.data,
+            rows: self.columns,
+            columns: self.rows,
+            row_stride: self.column_stride,
+            column_stride: self.row_stride,
+        }
+    }
+}
+
+/// A row-major matrix to write into.
+#[derive(Debug)]
+pub struct MatrixMut<'a, T> {
+    data: &'a mut [T],
+    rows: usize,
+    columns: usize,
+    row_stride: usize,
+}
+
+impl<'a, T> MatrixMut<'a, T> {
+    /// A row-major matrix whose rows start `row_stride` elements apart.
+    ///
+    /// # Panics
+    /// If the last row would end past the slice.
+    pub fn new(data: &'a mut [T], rows: usize, columns: usize, row_stride: usize) -> Self {
+        assert_fits(data.len(), rows, columns, row_stride);
+        Self {
+            data,
+            rows,
+            columns,
+            row_stride,
+        }
+    }
+}
+
+fn assert_fits(len: usize, rows: usize, columns: usize, row_stride: usize) {
+    assert!(
+        row_stride >= columns || rows <= 1,
+        "matrix rows overlap: {columns} columns, row stride {row_stride}"
+    );
+    if rows > 0 && columns > 0 {
+        let end = (rows - 1) * row_stride + columns;
+        assert!(
+            end <= len,
+            "matrix of {rows}×{columns} (row stride {row_stride}) needs {end} elements, the slice has {len}"
+        );
+    }
+}
+
+/// `out = keep·out + scale·(left × right)`.
+///
+/// With `keep = 0` the old content of `out` is not read.
+///
+/// # Panics
+/// If the shapes do not agree.
+pub fn matmul<T: Real>(
+    out: MatrixMut<'_, T>,
+    left: Matrix<'_, T>,
+    right: Matrix<'_, T>,
+    keep: T,
+    scale: T,
+    threads: Threads,
+) {
+    assert_eq!(left.columns, right.rows, "matmul: inner dimensions differ");
+    assert_eq!(out.rows, left.rows, "matmul: row counts differ");
+    assert_eq!(out.columns, right.columns, "matmul: column counts differ");
+    if out.rows == 0 || out.columns == 0 {
+        return;
+    }
+    let parallelism = match threads {
+        Threads::One => Parallelism::None,
+        Threads::All => Parallelism::Rayon(0),
+    };
+    // SAFETY: each of the three views was checked on construction to lie within its slice, `out` is
+    // borrowed mutably and so overlaps neither input, and `T` is f32 or f64, which `gemm` knows.
+    unsafe {
+        gemm::gemm(
+            out.rows,
+            out.columns,
+            left.columns,
+            out.data.as_mut_ptr(),
+            1,
+            out.row_stride as isize,
+            keep != T::zero(),
+            left.data.as_ptr(),
+            left.column_stride as isize,
+            left.row_stride as isize,
+            right.data.as_ptr(),
+            right.column_stride as isize,
+            right.row_stride as isize,
+            keep,
+            scale,
+            false,
+            false,
+            false,
+            parallelism,
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Matrix, MatrixMut, Threads, matmul};
+
+    #[test]
+    fn agrees_with_sums_by_hand() {
+        let left: Vec<f64> = (0..6).map(f64::from).collect();
+        let right: Vec<f64> = (0..12).map(|i| f64::from(i) * 0.5 - 2.0).collect();
+        for threads in [Threads::One, Threads::All] {
+            let mut out = vec![1.0; 8];
+            matmul(
+                MatrixMut::new(&mut out, 2, 4, 4),
+                Matrix::new(&left, 2, 3, 3),
+                Matrix::new(&right, 4, 3, 3).transposed(),
+                2.0,
+                3.0,
+                threads,
+            );
+            for i in 0..2 {
+                for j in 0..4 {
+                    let sum: f64 = (0..3).map(|l| left[i * 3 + l] * right[j * 3 + l]).sum();
+                    assert_eq!(out[i * 4 + j], 2.0 + 3.0 * sum);
+                }
+            }
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "needs 9 elements, the slice has 8")]
+    fn a_view_past_the_slice_is_refused() {
+        let _ = Matrix::new(&[0.0_f32; 8], 3, 3, 3);
+    }
+}

@@ -1,0 +1,116 @@
+//! The scalar types the kernels are written for.
+
+use std::fmt::Debug;
+use std::iter::Sum;
+use std::ops::{AddAssign, MulAssign, SubAssign};
+
+use bytemuck::Pod;
+use num_traits::Float;
+
+/// `f32`, in which models run, or `f64`, in which gradients are checked by finite differences.
+pub trait Real:
+    Float
+    + Pod
+    + AddAssign
+    + SubAssign
+    + MulAssign
+    + Sum
+    + Debug
+    + Default
+    + Send
+    + Sync
+    + burn::tensor::Element
+    + 'static
+{
+    /// The nearest value to `x`.
+    fn of(x: f64) -> Self;
+
+    /// The value as `f64`.
+    fn as_f64(self) -> f64;
+
+    /// `e^self` in a form that vectorises; within 2 units in the last place.
+    fn exp_vector(self) -> Self;
+}
+
+impl Real for f32 {
+    #[inline(always)]
+    fn of(x: f64) -> Self {
+        x as Self
+    }
+
+    #[inline(always)]
+    fn as_f64(self) -> f64 {
+        f64::from(self)
+    }
+
+    /// Cody-Waite reduction to |r| ≤ ln 2 / 2, then a polynomial of degree 6 (minimax coefficients of the
+    /// Cephes library, S. Moshier), then the exponent is put together from bits.
+    #[inline(always)]
+    fn exp_vector(self) -> Self {
+        const LOG2_E: f32 = std::f32::consts::LOG2_E;
+        const LN2_HIGH: f32 = 0.693_359_4;
+        const LN2_LOW: f32 = -2.121_944_4e-4;
+        // Adding and subtracting 1.5·2²³ rounds to the nearest integer without a library call.
+        const ROUND: f32 = 12_582_912.0;
+        let x = self.clamp(-87.3, 88.7);
+        let n = (x * LOG2_E + ROUND) - ROUND;
+        let r = (x - n * LN2_HIGH) - n * LN2_LOW;
+        let mut p = 1.987_569_1e-4;
+        p = p * r + 1.398_199_9e-3;
+        p = p * r + 8.333_452e-3;
+        p = p * r + 4.166_579_6e-2;
+        p = p * r + 1.666_666_5e-1;
+        p = p * r + 5.000_000_1e-1;
+        let y = p * r * r + r + 1.0;
+        // Two factors, so that neither exponent overflows at the ends of the range.
+        let half = (n as i32) >> 1;
+        let rest = n as i32 - half;
+        let scaled = y
+            * Self::from_bits(((half + 127) as u32) << 23)
+            * Self::from_bits(((rest + 127) as u32) << 23);
+        if self < -87.3 { 0.0 } else { scaled }
+    }
+}
+
+impl Real for f64 {
+    #[inline(always)]
+    fn of(x: f64) -> Self {
+        x
+    }
+
+    #[inline(always)]
+    fn as_f64(self) -> f64 {
+        self
+    }
+
+    #[inline(always)]
+    fn exp_vector(self) -> Self {
+        self.exp()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Real;
+
+    #[test]
+    fn exp_is_within_two_units_in_the_last_place() {
+        let mut worst = 0.0_f64;
+        for step in -870_000..=887_000 {
+            let x = step as f32 * 1e-4;
+            let exact = f64::from(x).exp();
+            let unit = exact * f64::from(f32::EPSILON) / 2.0;
+            worst = worst.max((f64::from(x.exp_vector()) - exact).abs() / unit);
+        }
+        // A unit in the last place is between one and two of these units.
+        assert!(worst <= 4.0, "{worst}");
+    }
+
+    #[test]
+    fn exp_at_the_ends() {
+        assert_eq!((-200.0_f32).exp_vector(), 0.0);
+        assert_eq!(f32::NEG_INFINITY.exp_vector(), 0.0);
+        assert_eq!(0.0_f32.exp_vector(), 1.0);
+        assert!(200.0_f32.exp_vector() > 1e38);
+    }
+}

@@ -1,0 +1,16 @@
+//! Compiling plain loops for the vector instructions the processor really has.
+
+use std::sync::LazyLock;
+
+use pulp::Arch;
+
+static ARCH: LazyLock<Arch> = LazyLock::new(Arch::new);
+
+/// Runs `body` compiled for the widest vector instructions of this processor.
+///
+/// The body must be a closure whose hot loops are inlined into it: the compiler then vectorises them for
+/// AVX-512, AVX2 or the baseline, and the choice is made at run time.
+#[inline]
+pub(crate) fn vectorized<R>(body: impl FnOnce() -> R) -> R {
+    ARCH.dispatch(body)
+}
