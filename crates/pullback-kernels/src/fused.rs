@@ -19,7 +19,7 @@ use burn::backend::{Dispatch, DispatchDevice};
 use burn::tensor::{Device, Tensor};
 
 pub use attention::AttentionSpec;
-pub(crate) use linear::dot;
+
 pub use rotary::{RotaryPairs, RotarySpec};
 
 use backend::FusedOps;

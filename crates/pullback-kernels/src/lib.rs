@@ -20,3 +20,4 @@ pub mod sparse;
 pub use map::map_file;
 pub use matmul::{Matrix, MatrixMut, Threads, matmul};
 pub use real::Real;
+pub use simd::vectorized;

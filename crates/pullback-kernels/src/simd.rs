@@ -11,6 +11,6 @@ static ARCH: LazyLock<Arch> = LazyLock::new(Arch::new);
 /// The body must be a closure whose hot loops are inlined into it: the compiler then vectorises them for
 /// AVX-512, AVX2 or the baseline, and the choice is made at run time.
 #[inline]
-pub(crate) fn vectorized<R>(body: impl FnOnce() -> R) -> R {
+pub fn vectorized<R>(body: impl FnOnce() -> R) -> R {
     ARCH.dispatch(body)
 }

@@ -1,1 +1,14 @@
-//! Sparse.
+//! Products of dictionary learning that touch active features only.
+//!
+//! A batch of sparse codes is a compressed-row matrix, token × feature ([`SparseCodes`]). Matrices of a
+//! dictionary are kept one row a feature, so that every touch reads neighbouring memory.
+
+mod codes;
+mod encode;
+mod product;
+mod select;
+
+pub use codes::{ByFeature, SparseCodes};
+pub use encode::{Candidates, Encoded, encode_top_k};
+pub use product::{add_scaled, decode, dot, dots_with_rows};
+pub use select::select_top;

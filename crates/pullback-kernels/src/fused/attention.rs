@@ -111,35 +111,6 @@ pub(super) fn forward<T: Real>(q: &[T], k: &[T], v: &[T], spec: &AttentionSpec) 
     heads_to_rows(&by_head, spec.batch, t, heads, d)
 }
 
-/// The attention weights themselves: `[batch, heads, t, s]`.
-pub(super) fn pattern<T: Real>(q: &[T], k: &[T], spec: &AttentionSpec) -> Vec<T> {
-    let (d, heads) = (spec.d_head, spec.heads);
-    let t = q.len() / (spec.batch * heads * d);
-    let s = k.len() / (spec.batch * spec.kv_heads * d);
-    let mut out = vec![T::zero(); spec.batch * heads * t * s];
-    out.par_chunks_mut(t * s)
-        .enumerate()
-        .for_each(|(task, scores)| {
-            let (b, h) = (task / heads, task % heads);
-            matmul(
-                MatrixMut::new(scores, t, s, s),
-                Matrix::new(head(q, t, heads, d, b, h), t, d, heads * d),
-                Matrix::new(
-                    head(k, s, spec.kv_heads, d, b, h / spec.group()),
-                    s,
-                    d,
-                    spec.kv_heads * d,
-                )
-                .transposed(),
-                T::zero(),
-                T::one(),
-                Threads::One,
-            );
-            softmax_rows(scores, s, s - t + 1, T::of(spec.scale));
-        });
-    out
-}
-
 /// Backward: gradients of `q`, `k` and `v`, from the output `out` and its gradient `grad`.
 pub(super) fn backward<T: Real>(
     q: &[T],

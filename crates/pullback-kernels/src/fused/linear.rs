@@ -3,6 +3,7 @@
 use rayon::prelude::*;
 
 use crate::simd::vectorized;
+use crate::sparse::dot;
 use crate::{Matrix, MatrixMut, Real, Threads, matmul};
 
 /// Up to this many rows the product is bound by reading `W` once, and dot products are as fast as the
@@ -51,26 +52,6 @@ pub(super) fn forward<T: Real>(x: &[T], weight: &[T], d_in: usize) -> Vec<T> {
             });
     }
     out
-}
-
-/// Dot product in 32 running sums: enough independent chains to keep the vector units busy.
-#[inline(always)]
-pub(crate) fn dot<T: Real>(a: &[T], b: &[T]) -> T {
-    let mut sums = [T::zero(); 32];
-    let (mut left, mut right) = (a.chunks_exact(32), b.chunks_exact(32));
-    for (a, b) in (&mut left).zip(&mut right) {
-        for i in 0..32 {
-            sums[i] = a[i].mul_add(b[i], sums[i]);
-        }
-    }
-    let mut total = T::zero();
-    for (&a, &b) in left.remainder().iter().zip(right.remainder()) {
-        total += a * b;
-    }
-    for sum in sums {
-        total += sum;
-    }
-    total
 }
 
 /// Backward in `x`: `dx = g W`.

@@ -1,0 +1,349 @@
+//! What a change report is made from.
+//!
+//! Every figure may be missing: a value that is not finite, an empty list or an empty text is shown as
+//! "not available". Figures start as NaN in the `Default` values; JSON writes NaN and infinities as `null`, which is
+//! read back as NaN.
+
+use serde::{Deserialize, Serialize};
+
+use super::lenient;
+
+/// Everything on the page about one learned change.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ChangeReport {
+    /// The page's title.
+    pub title: String,
+    /// The model that was changed.
+    pub model: ModelFacts,
+    /// Where in the model: `blocks.15.hook_resid_post`.
+    pub site: String,
+    /// The text that was read.
+    pub corpus: CorpusFacts,
+    /// The seed of the whole run.
+    pub seed: u64,
+    /// The sparse dictionary and how good it is.
+    pub sae: SaeFacts,
+    /// The learned change.
+    pub adapter: AdapterFacts,
+    /// The same prompts answered before and after.
+    pub answers: Vec<Answer>,
+    /// Spearman's rank correlation between predicted and measured change over all live features.
+    #[serde(deserialize_with = "lenient::figure")]
+    pub agreement_spearman: f64,
+    /// The share of the adapter's change, from zero to one, that the dictionary's features do not carry.
+    #[serde(deserialize_with = "lenient::figure")]
+    pub residual_fraction: f64,
+    /// The measured change of every feature, for the histogram.
+    #[serde(deserialize_with = "lenient::list")]
+    pub changes: Vec<f32>,
+    /// Predicted and measured change of every live feature, for the scatter plots.
+    #[serde(deserialize_with = "lenient::pairs")]
+    pub scatter: Vec<(f32, f32)>,
+    /// The most changed features, the most changed first.
+    pub features: Vec<FeatureCard>,
+    /// What each hidden unit of the adapter reads and writes.
+    pub hidden_units: Vec<HiddenUnit>,
+    /// Each stage of the run and its seconds, in order.
+    #[serde(deserialize_with = "lenient::labelled")]
+    pub seconds: Vec<(String, f64)>,
+    /// The separate commands that do the same, in order.
+    pub commands: Vec<String>,
+    /// Further remarks on the method, one paragraph each.
+    pub method_notes: Vec<String>,
+    /// What a reader should not conclude, one point each.
+    pub caveats: Vec<String>,
+}
+
+impl Default for ChangeReport {
+    fn default() -> Self {
+        Self {
+            title: String::new(),
+            model: ModelFacts::default(),
+            site: String::new(),
+            corpus: CorpusFacts::default(),
+            seed: 0,
+            sae: SaeFacts::default(),
+            adapter: AdapterFacts::default(),
+            answers: Vec::new(),
+            agreement_spearman: f64::NAN,
+            residual_fraction: f64::NAN,
+            changes: Vec::new(),
+            scatter: Vec::new(),
+            features: Vec::new(),
+            hidden_units: Vec::new(),
+            seconds: Vec::new(),
+            commands: Vec::new(),
+            method_notes: Vec::new(),
+            caveats: Vec::new(),
+        }
+    }
+}
+
+/// The model that was changed.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ModelFacts {
+    /// Its name: `smollm2-135m-instruct`.
+    pub name: String,
+    /// Its kind: `llama`.
+    pub architecture: String,
+    /// How many parameters it has.
+    pub parameters: u64,
+    /// How many blocks it has.
+    pub layers: usize,
+    /// The width of its residual stream.
+    pub d_model: usize,
+    /// Its licence.
+    pub licence: String,
+}
+
+/// The text that was read.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct CorpusFacts {
+    /// Its name.
+    pub name: String,
+    /// How many tokens the dictionary was trained on.
+    pub tokens_harvested: u64,
+    /// How many tokens were kept apart for measuring.
+    pub tokens_held_out: u64,
+}
+
+/// The sparse dictionary and how good it is.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SaeFacts {
+    /// How many features it has.
+    pub features: usize,
+    /// How many features may be active at once.
+    pub k: usize,
+    /// The share of the activations' variance about their mean that it reproduces, on held-out text.
+    #[serde(deserialize_with = "lenient::figure")]
+    pub explained_variance: f64,
+    /// How many features are active at once, on average.
+    #[serde(deserialize_with = "lenient::figure")]
+    pub l0: f64,
+    /// The share of features that never fire.
+    #[serde(deserialize_with = "lenient::figure")]
+    pub dead_fraction: f64,
+    /// Cross-entropy of the untouched model, in nats a token.
+    #[serde(deserialize_with = "lenient::figure")]
+    pub ce_clean: f64,
+    /// Cross-entropy with the activations replaced by their reconstruction.
+    #[serde(deserialize_with = "lenient::figure")]
+    pub ce_spliced: f64,
+    /// Cross-entropy with the activations replaced by zero.
+    #[serde(deserialize_with = "lenient::figure")]
+    pub ce_zero: f64,
+    /// The share of the damage of zeroing that the reconstruction avoids.
+    #[serde(deserialize_with = "lenient::figure")]
+    pub ce_score: f64,
+    /// Tokens seen and explained variance there.
+    #[serde(deserialize_with = "lenient::pairs")]
+    pub curve: Vec<(f64, f64)>,
+    /// Whether `curve` was measured on held-out text (as opposed to the training batches).
+    pub curve_held_out: bool,
+    /// Tokens seen and training loss there.
+    #[serde(deserialize_with = "lenient::pairs")]
+    pub loss_curve: Vec<(f64, f64)>,
+}
+
+impl Default for SaeFacts {
+    fn default() -> Self {
+        Self {
+            features: 0,
+            k: 0,
+            explained_variance: f64::NAN,
+            l0: f64::NAN,
+            dead_fraction: f64::NAN,
+            ce_clean: f64::NAN,
+            ce_spliced: f64::NAN,
+            ce_zero: f64::NAN,
+            ce_score: f64::NAN,
+            curve: Vec::new(),
+            curve_held_out: false,
+            loss_curve: Vec::new(),
+        }
+    }
+}
+
+/// The learned change.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default)]
+pub struct AdapterFacts {
+    /// How many hidden units it has.
+    pub rank: usize,
+    /// Its activation function: `gelu`.
+    pub activation: String,
+    /// Loss on held-out pairs without it, in nats a token.
+    #[serde(deserialize_with = "lenient::figure")]
+    pub loss_before: f64,
+    /// Loss on held-out pairs with it.
+    #[serde(deserialize_with = "lenient::figure")]
+    pub loss_after: f64,
+    /// Steps and training loss there.
+    #[serde(deserialize_with = "lenient::pairs")]
+    pub train_curve: Vec<(f64, f64)>,
+    /// Steps and held-out loss there.
+    #[serde(deserialize_with = "lenient::pairs")]
+    pub validation_curve: Vec<(f64, f64)>,
+}
+
+impl Default for AdapterFacts {
+    fn default() -> Self {
+        Self {
+            rank: 0,
+            activation: String::new(),
+            loss_before: f64::NAN,
+            loss_after: f64::NAN,
+            train_curve: Vec::new(),
+            validation_curve: Vec::new(),
+        }
+    }
+}
+
+/// One prompt answered twice.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Answer {
+    /// The prompt.
+    pub prompt: String,
+    /// The answer of the untouched model.
+    pub before: String,
+    /// The answer with the change.
+    pub after: String,
+}
+
+/// One feature and what happened to it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default)]
+pub struct FeatureCard {
+    /// Its number in the dictionary.
+    pub feature: usize,
+    /// Its place by size of change, from 1.
+    pub rank: usize,
+    /// The change of its mean activation that the pullback predicts.
+    #[serde(deserialize_with = "lenient::figure")]
+    pub predicted: f32,
+    /// The change of its mean activation that was measured.
+    #[serde(deserialize_with = "lenient::figure")]
+    pub measured: f32,
+    /// The share of tokens on which it fires.
+    #[serde(deserialize_with = "lenient::figure")]
+    pub density: f32,
+    /// The tokens its decoder row makes likelier, with the change of their logits.
+    #[serde(deserialize_with = "lenient::labelled")]
+    pub promoted: Vec<(String, f32)>,
+    /// The tokens its decoder row makes less likely, with the change of their logits.
+    #[serde(deserialize_with = "lenient::labelled")]
+    pub suppressed: Vec<(String, f32)>,
+    /// Where it fires most, strongest first.
+    pub examples: Vec<Example>,
+    /// How strongly the adapter reads it: the size of its row in the pulled-back input matrix.
+    #[serde(deserialize_with = "lenient::figure")]
+    pub reads: f32,
+    /// How strongly the adapter writes it: the size of its column in the pulled-back output matrix.
+    #[serde(deserialize_with = "lenient::figure")]
+    pub writes: f32,
+}
+
+impl Default for FeatureCard {
+    fn default() -> Self {
+        Self {
+            feature: 0,
+            rank: 0,
+            predicted: f32::NAN,
+            measured: f32::NAN,
+            density: f32::NAN,
+            promoted: Vec::new(),
+            suppressed: Vec::new(),
+            examples: Vec::new(),
+            reads: f32::NAN,
+            writes: f32::NAN,
+        }
+    }
+}
+
+/// A place in the text where a feature fires.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Example {
+    /// The text before the token.
+    pub before: String,
+    /// The token on which the feature fires.
+    pub token: String,
+    /// The text after the token.
+    pub after: String,
+    /// How strongly it fires there.
+    #[serde(deserialize_with = "lenient::figure")]
+    pub activation: f32,
+    /// Where the text is from.
+    pub source: String,
+    /// The tokens of the whole snippet with the feature's activation on each, for shading; may be left empty. Joined,
+    /// they are `before`, `token` and `after`.
+    #[serde(deserialize_with = "lenient::labelled")]
+    pub context: Vec<(String, f32)>,
+}
+
+impl Default for Example {
+    fn default() -> Self {
+        Self {
+            before: String::new(),
+            token: String::new(),
+            after: String::new(),
+            activation: f32::NAN,
+            source: String::new(),
+            context: Vec::new(),
+        }
+    }
+}
+
+/// What one hidden unit of the adapter reads and writes, in features.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default)]
+pub struct HiddenUnit {
+    /// Its number.
+    pub unit: usize,
+    /// Its bias after the pullback, `b_in + W_in b_dec`.
+    #[serde(deserialize_with = "lenient::figure")]
+    pub bias: f32,
+    /// The features that drive it most, strongest first.
+    pub reads: Vec<UnitFeature>,
+    /// The features that it moves most, strongest first.
+    pub writes: Vec<UnitFeature>,
+}
+
+impl Default for HiddenUnit {
+    fn default() -> Self {
+        Self {
+            unit: 0,
+            bias: f32::NAN,
+            reads: Vec::new(),
+            writes: Vec::new(),
+        }
+    }
+}
+
+/// A feature as a hidden unit sees it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default)]
+pub struct UnitFeature {
+    /// Its number in the dictionary.
+    pub feature: usize,
+    /// The entry of the pulled-back matrix.
+    #[serde(deserialize_with = "lenient::figure")]
+    pub value: f32,
+    /// A few tokens that say what the feature is about.
+    pub tokens: Vec<String>,
+}
+
+impl Default for UnitFeature {
+    fn default() -> Self {
+        Self {
+            feature: 0,
+            value: f32::NAN,
+            tokens: Vec::new(),
+        }
+    }
+}

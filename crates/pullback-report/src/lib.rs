@@ -1,0 +1,18 @@
+//! Plots and self-contained HTML pages.
+//!
+//! Everything here turns plain data into text: a page is one HTML file with its style inside it, without scripts
+//! and without a single load from anywhere, and a plot is inline SVG that follows the page's light or dark colours.
+//!
+//! - [`change_report::ChangeReport`] and [`change_report::render`]: what a learned change did to a model, feature by
+//!   feature.
+//! - [`page::Page`]: a page made of a heading, a lead and sections.
+//! - [`plot`]: line charts, histograms, scatter plots and bars.
+//! - [`text`] and [`number`]: how tokens and figures are written.
+
+pub mod change_report;
+pub mod number;
+pub mod page;
+pub mod plot;
+pub mod text;
+
+pub use maud::{Markup, html};
