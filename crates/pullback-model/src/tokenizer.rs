@@ -1,0 +1,468 @@
+//! Text to token ids and back, with the tokenizer that a model file brings.
+
+mod gguf;
+mod huggingface;
+mod stream;
+
+use std::ops::Range;
+use std::path::Path;
+use std::sync::OnceLock;
+
+pub use self::stream::DecodeStream;
+
+use crate::error::ModelError;
+use crate::gguf::Gguf;
+
+/// Texts longer than this are encoded in parallel, in pieces of about this many bytes, where that changes nothing.
+const PIECE_BYTES: usize = 1 << 16;
+
+/// The tokenizer of a model.
+pub struct Tokenizer {
+    /// Turns special tokens in the text into their ids.
+    parsing: tokenizers::Tokenizer,
+    /// Reads the text of special tokens as ordinary text; made when first asked for.
+    plain: OnceLock<tokenizers::Tokenizer>,
+    tokens: Vec<Token>,
+    form: TextForm,
+    special: SpecialIds,
+    /// Whether a text may be cut between an ASCII letter and a space and its parts encoded one by one.
+    divisible: bool,
+}
+
+/// One entry of the vocabulary; ids without an entry have no bytes.
+#[derive(Clone, Debug, Default)]
+struct Token {
+    /// What the token stands for in decoded text.
+    bytes: Box<[u8]>,
+    special: bool,
+}
+
+/// How texts of tokens join to text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum TextForm {
+    /// The bytes of the tokens joined.
+    Bytes,
+    /// The same, without the space that was put before the text when it was encoded.
+    BytesAfterSpace,
+    /// Through the decoder of the tokenizer.
+    Decoder,
+}
+
+/// Tokens with a role.
+#[derive(Clone, Debug, Default)]
+struct SpecialIds {
+    bos: Option<u32>,
+    eos: Option<u32>,
+    unk: Option<u32>,
+    pad: Option<u32>,
+    add_bos: bool,
+    /// Tokens that end a text or a turn, `eos` among them.
+    ends: Vec<u32>,
+}
+
+/// Special tokens that end a turn or a text in the chat formats in use, whatever the file says of them.
+const END_TOKENS: [&str; 7] = [
+    "<|im_end|>",
+    "<|endoftext|>",
+    "<|eot_id|>",
+    "<|end_of_text|>",
+    "<end_of_turn>",
+    "<|end|>",
+    "</s>",
+];
+
+impl std::fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tokenizer")
+            .field("vocab_size", &self.tokens.len())
+            .field("special", &self.special)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Tokenizer {
+    /// Builds the tokenizer that the metadata of a GGUF file describe: `tokenizer.ggml.model` `gpt2` (byte-level BPE
+    /// with merges) or `llama` (SentencePiece BPE with scores).
+    ///
+    /// # Errors
+    /// When a key is missing or inconsistent, or the kind of tokenizer or of pre-tokenizer is not known.
+    pub fn from_gguf(gguf: &Gguf) -> Result<Self, ModelError> {
+        gguf::build(gguf)
+    }
+
+    /// Reads the `tokenizer.json` of a directory, with the roles of tokens from `tokenizer_config.json`,
+    /// `special_tokens_map.json` or `config.json`, whichever names them first.
+    ///
+    /// # Errors
+    /// When `tokenizer.json` is missing or malformed.
+    pub fn from_huggingface(directory: &Path) -> Result<Self, ModelError> {
+        huggingface::build(directory)
+    }
+
+    fn new(
+        mut parsing: tokenizers::Tokenizer,
+        tokens: Vec<Token>,
+        form: TextForm,
+        mut special: SpecialIds,
+    ) -> Result<Self, ModelError> {
+        parsing.with_padding(None);
+        parsing
+            .with_truncation(None)
+            .map_err(|error| ModelError::tokenizer(error.to_string()))?
+            .set_encode_special_tokens(false);
+        special.ends.extend(special.eos);
+        for name in END_TOKENS {
+            if let Some(id) = parsing.token_to_id(name)
+                && tokens.get(id as usize).is_some_and(|token| token.special)
+            {
+                special.ends.push(id);
+            }
+        }
+        special.ends.sort_unstable();
+        special.ends.dedup();
+        let divisible = is_divisible(&parsing);
+        Ok(Self {
+            parsing,
+            plain: OnceLock::new(),
+            tokens,
+            form,
+            special,
+            divisible,
+        })
+    }
+
+    /// The ids of a text. No token is added at its start or end, see [`Tokenizer::encode_with_bos`].
+    ///
+    /// With `parse_special`, the text of a special token such as `<|im_end|>` becomes that token; without, it is
+    /// ordinary text like any other. Use the latter for text that others wrote.
+    ///
+    /// # Errors
+    /// When the tokenizer has no way to write a part of the text.
+    pub fn encode(&self, text: &str, parse_special: bool) -> Result<Vec<u32>, ModelError> {
+        let backend = self.backend(parse_special);
+        if self.divisible && text.len() > 2 * PIECE_BYTES {
+            let parts = backend
+                .encode_batch_fast(divide(text), false)
+                .map_err(cannot_encode)?;
+            let mut ids = Vec::with_capacity(parts.iter().map(tokenizers::Encoding::len).sum());
+            for part in &parts {
+                ids.extend_from_slice(part.get_ids());
+            }
+            return Ok(ids);
+        }
+        Ok(backend
+            .encode_fast(text, false)
+            .map_err(cannot_encode)?
+            .get_ids()
+            .to_vec())
+    }
+
+    /// [`Tokenizer::encode`], after the token that begins texts if the model was trained with one
+    /// ([`Tokenizer::add_bos`]).
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn encode_with_bos(&self, text: &str, parse_special: bool) -> Result<Vec<u32>, ModelError> {
+        let ids = self.encode(text, parse_special)?;
+        Ok(self
+            .special
+            .bos
+            .filter(|_| self.special.add_bos)
+            .into_iter()
+            .chain(ids)
+            .collect())
+    }
+
+    /// The ids of many texts, in parallel.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn encode_batch(
+        &self,
+        texts: &[&str],
+        parse_special: bool,
+    ) -> Result<Vec<Vec<u32>>, ModelError> {
+        let encodings = self
+            .backend(parse_special)
+            .encode_batch_fast(texts.to_vec(), false)
+            .map_err(cannot_encode)?;
+        Ok(encodings
+            .iter()
+            .map(|encoding| encoding.get_ids().to_vec())
+            .collect())
+    }
+
+    /// The ids of a text, each with the bytes of the text that it stands for. Where one character is written in several
+    /// tokens, each of them stands for the whole character.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn encode_with_offsets(
+        &self,
+        text: &str,
+        parse_special: bool,
+    ) -> Result<Vec<(u32, Range<usize>)>, ModelError> {
+        let encoding = self
+            .backend(parse_special)
+            .encode(text, false)
+            .map_err(cannot_encode)?;
+        let ranges = encoding
+            .get_offsets()
+            .iter()
+            .map(|&(start, end)| start..end);
+        Ok(encoding.get_ids().iter().copied().zip(ranges).collect())
+    }
+
+    fn backend(&self, parse_special: bool) -> &tokenizers::Tokenizer {
+        if parse_special {
+            return &self.parsing;
+        }
+        self.plain.get_or_init(|| {
+            let mut plain = self.parsing.clone();
+            plain.set_encode_special_tokens(true);
+            plain
+        })
+    }
+
+    /// The text of ids, without the special ones if `skip_special`. Bytes that are not UTF-8 become `U+FFFD`, ids outside
+    /// of the vocabulary nothing.
+    pub fn decode(&self, ids: &[u32], skip_special: bool) -> String {
+        if self.form == TextForm::Decoder
+            && let Ok(text) = self.parsing.decode(ids, skip_special)
+        {
+            return text;
+        }
+        let bytes: Vec<u8> = ids
+            .iter()
+            .filter(|&&id| !(skip_special && self.is_special(id)))
+            .flat_map(|&id| self.bytes_of(id).iter().copied())
+            .collect();
+        let bytes = match (self.form, bytes.as_slice()) {
+            (TextForm::BytesAfterSpace, [b' ', rest @ ..]) => rest,
+            (_, all) => all,
+        };
+        String::from_utf8_lossy(bytes).into_owned()
+    }
+
+    /// Decodes one id after the other; the pieces joined are what [`Tokenizer::decode`] gives for all.
+    pub fn decode_stream(&self, skip_special: bool) -> DecodeStream<'_> {
+        DecodeStream::new(self, skip_special)
+    }
+
+    /// The bytes that a token stands for; none for an id outside of the vocabulary.
+    pub fn token_bytes(&self, id: u32) -> Vec<u8> {
+        self.bytes_of(id).to_vec()
+    }
+
+    fn bytes_of(&self, id: u32) -> &[u8] {
+        self.tokens
+            .get(id as usize)
+            .map(|token| &*token.bytes)
+            .unwrap_or_default()
+    }
+
+    /// The text of one token for a person to read: bytes that are not UTF-8 by themselves are written `<0x9F>`, an id
+    /// outside of the vocabulary `<no token 123>`.
+    pub fn token_text(&self, id: u32) -> String {
+        use std::fmt::Write;
+        if id as usize >= self.tokens.len() {
+            return format!("<no token {id}>");
+        }
+        let mut text = String::new();
+        for chunk in self.bytes_of(id).utf8_chunks() {
+            text.push_str(chunk.valid());
+            for byte in chunk.invalid() {
+                // Writing to a string cannot fail.
+                let _ = write!(text, "<0x{byte:02X}>");
+            }
+        }
+        text
+    }
+
+    /// The id of a token, by its text: that of a special token as it is written, or of a token as it decodes.
+    pub fn token_id(&self, text: &str) -> Option<u32> {
+        let of = |special| {
+            self.tokens
+                .iter()
+                .position(|t| t.special == special && &*t.bytes == text.as_bytes())
+                .map(|id| id as u32)
+        };
+        of(true).or_else(|| of(false))
+    }
+
+    /// One more than the largest id.
+    pub fn vocab_size(&self) -> usize {
+        self.tokens.len()
+    }
+
+    /// The token that begins a text.
+    pub fn bos(&self) -> Option<u32> {
+        self.special.bos
+    }
+
+    /// The token that ends a text.
+    pub fn eos(&self) -> Option<u32> {
+        self.special.eos
+    }
+
+    /// The token for what the vocabulary cannot write.
+    pub fn unk(&self) -> Option<u32> {
+        self.special.unk
+    }
+
+    /// The token that fills up short sequences.
+    pub fn pad(&self) -> Option<u32> {
+        self.special.pad
+    }
+
+    /// Whether texts begin with [`Tokenizer::bos`].
+    pub fn add_bos(&self) -> bool {
+        self.special.add_bos && self.special.bos.is_some()
+    }
+
+    /// Whether a token is a control token, which no ordinary text contains.
+    pub fn is_special(&self, id: u32) -> bool {
+        self.tokens
+            .get(id as usize)
+            .is_some_and(|token| token.special)
+    }
+
+    /// Whether generation stops at this token: [`Tokenizer::eos`], or another control token that ends a text or a turn
+    /// (`<|im_end|>`, `<|endoftext|>` and the like).
+    pub fn is_end(&self, id: u32) -> bool {
+        self.special.ends.contains(&id)
+    }
+
+    /// Finds special tokens in a text: at each place the longest one.
+    pub(crate) fn find_special(&self, text: &str) -> Vec<(u32, Range<usize>)> {
+        let special: Vec<(u32, &[u8])> = (0u32..)
+            .zip(&self.tokens)
+            .filter(|(_, token)| token.special && !token.bytes.is_empty())
+            .map(|(id, token)| (id, &*token.bytes))
+            .collect();
+        let bytes = text.as_bytes();
+        let mut found = Vec::new();
+        let mut at = 0;
+        while at < bytes.len() {
+            let here = special
+                .iter()
+                .filter(|(_, name)| bytes[at..].starts_with(name))
+                .max_by_key(|(_, name)| name.len());
+            match here {
+                Some((id, name)) => {
+                    found.push((*id, at..at + name.len()));
+                    at += name.len();
+                }
+                None => at += 1,
+            }
+        }
+        found
+    }
+}
+
+fn cannot_encode(error: tokenizers::Error) -> ModelError {
+    ModelError::tokenizer(format!("the text cannot be encoded: {error}"))
+}
+
+/// Cuts a text into pieces of about [`PIECE_BYTES`], only ever between an ASCII letter and a space.
+fn divide(text: &str) -> Vec<&str> {
+    let bytes = text.as_bytes();
+    let mut pieces = Vec::with_capacity(bytes.len() / PIECE_BYTES + 1);
+    let mut start = 0;
+    while bytes.len() - start > PIECE_BYTES {
+        let from = start + PIECE_BYTES;
+        let cut = bytes[from - 1..]
+            .windows(2)
+            .position(|pair| pair[0].is_ascii_alphabetic() && pair[1] == b' ');
+        let Some(cut) = cut else { break };
+        pieces.push(&text[start..from + cut]);
+        start = from + cut;
+    }
+    pieces.push(&text[start..]);
+    pieces
+}
+
+/// The pattern of the `ByteLevel` pre-tokenizer's successors in Llama 3, and in Qwen 2.
+const LLAMA3_PATTERN: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const QWEN2_PATTERN: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+
+/// Whether a cut between an ASCII letter and a space leaves the encoding as it is.
+///
+/// It does where the text is split by one of the patterns known here, none of which matches a letter and a space after it
+/// together or looks past the end of a run of letters, and where no added token could lie across the cut.
+fn is_divisible(tokenizer: &tokenizers::Tokenizer) -> bool {
+    let by_pattern = |part: &serde_json::Value| match part["type"].as_str() {
+        Some("ByteLevel") => part["add_prefix_space"] == false && part["use_regex"] == true,
+        Some("Split") => {
+            part["behavior"] == "Isolated"
+                && part["invert"] == false
+                && part["pattern"]["Regex"]
+                    .as_str()
+                    .is_some_and(|p| p == LLAMA3_PATTERN || p == QWEN2_PATTERN)
+        }
+        _ => false,
+    };
+    let harmless = |part: &serde_json::Value| match part["type"].as_str() {
+        Some("ByteLevel") => part["add_prefix_space"] == false,
+        Some("Digits") => true,
+        _ => false,
+    };
+    let Ok(pre) = serde_json::to_value(tokenizer.get_pre_tokenizer()) else {
+        return false;
+    };
+    let steps = match pre["pretokenizers"].as_array() {
+        Some(steps) => steps.as_slice(),
+        None => std::slice::from_ref(&pre),
+    };
+    let split =
+        steps.iter().any(by_pattern) && steps.iter().all(|step| by_pattern(step) || harmless(step));
+    split
+        && tokenizer.get_normalizer().is_none()
+        && tokenizer.get_added_tokens_decoder().values().all(|token| {
+            !(token.lstrip
+                || token.rstrip
+                || token.single_word
+                || token.content.contains(char::is_whitespace))
+        })
+}
+
+/// The byte that a character of byte-level vocabularies stands for: printable bytes for themselves, the others for the
+/// characters from `U+0100` on (`bytes_to_unicode` of GPT-2's `encoder.py`).
+fn byte_of(character: char) -> Option<u8> {
+    let code = u32::from(character);
+    let printable = |code: u32| matches!(code, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff);
+    if code < 0x100 {
+        return printable(code).then_some(code as u8);
+    }
+    (0u8..=255)
+        .filter(|&byte| !printable(u32::from(byte)))
+        .nth((code - 0x100) as usize)
+}
+
+/// The bytes of a token of a byte-level vocabulary; those of its text where a character of it is not of the alphabet.
+fn byte_level_bytes(token: &str) -> Vec<u8> {
+    static BYTES: OnceLock<Vec<Option<u8>>> = OnceLock::new();
+    let table = BYTES.get_or_init(|| {
+        (0..0x150)
+            .map(|code| char::from_u32(code).and_then(byte_of))
+            .collect()
+    });
+    token
+        .chars()
+        .map(|c| table.get(c as usize).copied().flatten())
+        .collect::<Option<Vec<u8>>>()
+        .unwrap_or_else(|| token.as_bytes().to_vec())
+}
+
+/// The bytes of a token of a SentencePiece vocabulary: `<0x9F>` is a byte, `▁` a space.
+fn sentencepiece_bytes(token: &str) -> Vec<u8> {
+    byte_token(token).map_or_else(|| token.replace('▁', " ").into_bytes(), |byte| vec![byte])
+}
+
+/// The byte of a token `<0x9F>`.
+fn byte_token(token: &str) -> Option<u8> {
+    let digits = token.strip_prefix("<0x")?.strip_suffix('>')?;
+    (digits.len() == 2)
+        .then(|| u8::from_str_radix(digits, 16).ok())
+        .flatten()
+}
