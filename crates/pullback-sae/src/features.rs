@@ -133,12 +133,21 @@ impl FeaturePages {
 
     /// The tokens whose logits a feature's direction raises and lowers most: `W_U (γ ∘ direction)`, with γ
     /// the gains of the final norm. Control tokens are left out.
-    fn logit_weights(
+    ///
+    /// # Errors
+    /// The feature does not exist.
+    pub fn logit_weights(
         &self,
         dictionary: &dyn Dictionary,
         model: &Model,
         feature: usize,
     ) -> Result<(TokenWeights, TokenWeights), SaeError> {
+        if feature >= dictionary.n_features() {
+            return Err(SaeError::Option(format!(
+                "feature {feature} does not exist: the dictionary has {}",
+                dictionary.n_features()
+            )));
+        }
         let direction = dictionary.direction(feature);
         if direction.len() != model.config().d_model {
             return Ok((Vec::new(), Vec::new()));
@@ -207,4 +216,5 @@ impl FeaturePages {
     }
 }
 
-type TokenWeights = Vec<(String, f32)>;
+/// Tokens with the change of their logit.
+pub type TokenWeights = Vec<(String, f32)>;

@@ -17,7 +17,7 @@ mod train;
 
 pub use dictionary::Dictionary;
 pub use error::SaeError;
-pub use features::{Example, FeaturePage, FeaturePages};
+pub use features::{Example, FeaturePage, FeaturePages, TokenWeights};
 pub use pullback_kernels::sparse::SparseCodes;
 pub use splice::{CrossEntropy, Splice, cross_entropy_score};
 pub use topk::TopKSae;

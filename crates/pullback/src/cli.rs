@@ -1,0 +1,53 @@
+//! The command line.
+
+use clap::{Parser, Subcommand};
+
+use crate::commands::{adapt, harvest, inspect, pull, quickstart, run, sae, show};
+
+/// Change a language model, then read the change in a basis a person can understand.
+#[derive(Debug, Parser)]
+#[command(
+    name = "pullback",
+    version,
+    propagate_version = true,
+    after_help = "Start with `pullback quickstart`: the whole story on a real model, in a few minutes.\n\
+                  Exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted (the same command goes on)."
+)]
+pub(crate) struct Cli {
+    /// Print one JSON object on standard output and nothing else there
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+
+    /// No progress on standard error
+    #[arg(long, short, global = true)]
+    pub(crate) quiet: bool,
+
+    /// Options of the command from a TOML file; those on the command line win
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) config: Option<String>,
+
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// The whole story on a real model; writes a page to read
+    Quickstart(quickstart::Arguments),
+    /// Fetch a model or a corpus into the cache
+    Pull(pull::Arguments),
+    /// Layers, sites, sizes and tokenizer of a model
+    Inspect(inspect::Arguments),
+    /// Next-token table, text, chat
+    Run(run::Arguments),
+    /// Keep activations of a model on disk
+    Harvest(harvest::Arguments),
+    /// Sparse autoencoders
+    #[command(subcommand)]
+    Sae(sae::Command),
+    /// Learned changes, pulled back and read
+    #[command(subcommand)]
+    Adapt(adapt::Command),
+    /// What is this artifact?
+    Show(show::Arguments),
+}

@@ -1,0 +1,29 @@
+//! The commands, one file each.
+
+pub(crate) mod adapt;
+pub(crate) mod harvest;
+pub(crate) mod inspect;
+pub(crate) mod pull;
+pub(crate) mod quickstart;
+pub(crate) mod run;
+pub(crate) mod sae;
+pub(crate) mod show;
+
+use crate::cli::Command;
+use crate::context::App;
+
+/// Runs a command.
+pub(crate) fn run(app: &App, command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Quickstart(arguments) => quickstart::run(app, &arguments),
+        Command::Pull(arguments) => pull::run(app, &arguments),
+        Command::Inspect(arguments) => inspect::run(app, &arguments),
+        Command::Run(arguments) => run::run(app, &arguments),
+        Command::Harvest(arguments) => harvest::run(app, &arguments),
+        Command::Sae(sae::Command::Train(arguments)) => sae::train::run(app, &arguments),
+        Command::Sae(sae::Command::Eval(arguments)) => sae::eval::run(app, &arguments),
+        Command::Adapt(adapt::Command::Train(arguments)) => adapt::train::run(app, &arguments),
+        Command::Adapt(adapt::Command::Explain(arguments)) => adapt::explain::run(app, &arguments),
+        Command::Show(arguments) => show::run(app, &arguments),
+    }
+}

@@ -1,0 +1,13 @@
+//! `pullback adapt`: learned changes, pulled back and read.
+
+pub(crate) mod explain;
+pub(crate) mod train;
+
+/// Commands under `adapt`.
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum Command {
+    /// Train a residual-stream adapter on question-answer pairs
+    Train(train::Arguments),
+    /// Pull an adapter back through an autoencoder and read what changed
+    Explain(explain::Arguments),
+}

@@ -1,0 +1,131 @@
+//! What all commands share: progress, names of models and corpora, loading.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use burn::tensor::Device;
+use pullback_activations::{ActivationStore, Corpus};
+use pullback_artifact::{Catalogue, Control, EntryKind, Manifest, ModelRef, fetch};
+use pullback_model::{Model, Site};
+
+use crate::cli::Cli;
+use crate::output;
+
+/// One run of the program.
+pub(crate) struct App {
+    pub(crate) control: Control,
+    pub(crate) json: bool,
+}
+
+/// A model with the name that artifacts record of it.
+pub(crate) struct NamedModel {
+    pub(crate) name: String,
+    pub(crate) model: Model,
+}
+
+impl NamedModel {
+    pub(crate) fn reference(&self) -> ModelRef {
+        ModelRef {
+            name: self.name.clone(),
+            digest: self.model.digest().to_owned(),
+        }
+    }
+}
+
+impl App {
+    pub(crate) fn new(cli: &Cli) -> Self {
+        Self {
+            control: if cli.quiet { Control::hidden() } else { Control::terminal() },
+            json: cli.json,
+        }
+    }
+
+    /// Makes Ctrl-C stop at the next safe point.
+    pub(crate) fn start(&self) -> anyhow::Result<()> {
+        Ok(self.control.handle_ctrl_c()?)
+    }
+
+    /// Prints the result: the JSON object, or the text for a person.
+    pub(crate) fn print<T: serde::Serialize>(&self, value: &T, text: impl FnOnce() -> String) -> anyhow::Result<()> {
+        if self.json { output::json(value) } else { output::text(&text()) }
+    }
+
+    /// The file or directory of a model given as a catalogue name, a `.gguf` file or a directory. What
+    /// exists on disk wins; a catalogue name is fetched if need be.
+    pub(crate) fn model_path(&self, model: &str) -> anyhow::Result<(String, PathBuf)> {
+        let path = Path::new(model);
+        let looks_like_path = model.contains(['/', '\\']) || path.extension().is_some_and(|e| e == "gguf");
+        if path.exists() {
+            let stem = if path.is_dir() { path.file_name() } else { path.file_stem() };
+            let name = stem.map_or_else(|| model.to_owned(), |name| name.to_string_lossy().into_owned());
+            return Ok((name, path.to_owned()));
+        }
+        if looks_like_path {
+            bail!("{model} does not exist: give a .gguf file, a model directory or a name of the catalogue ({})", names(EntryKind::Model)?);
+        }
+        let fetched = fetch(model, &self.control)?;
+        if fetched.entry.kind != EntryKind::Model {
+            bail!("`{model}` is a corpus, a model is needed here ({})", names(EntryKind::Model)?);
+        }
+        Ok((fetched.entry.name, fetched.path))
+    }
+
+    /// Loads a model.
+    pub(crate) fn load_model(&self, model: &str) -> anyhow::Result<NamedModel> {
+        let (name, path) = self.model_path(model)?;
+        let model = Model::load(&path, &Device::flex())?;
+        Ok(NamedModel { name, model })
+    }
+
+    /// Loads the model that an artifact was made with: the one named, or the one that it records.
+    pub(crate) fn load_model_of(&self, named: Option<&str>, manifest: &Manifest) -> anyhow::Result<NamedModel> {
+        let Some(recorded) = &manifest.model else {
+            bail!("the artifact does not record its model: name it with --model");
+        };
+        let name = named.unwrap_or(&recorded.name);
+        let model = self.load_model(name).with_context(|| {
+            format!("the model `{}` that the artifact was made with is needed (--model gives its place)", recorded.name)
+        })?;
+        manifest.check_model(&ModelRef { name: recorded.name.clone(), digest: model.model.digest().to_owned() })?;
+        Ok(model)
+    }
+
+    /// Opens a corpus given as a catalogue name, a file or a directory.
+    pub(crate) fn open_corpus(&self, text: &str) -> anyhow::Result<Corpus> {
+        let path = Path::new(text);
+        let in_catalogue = Catalogue::built_in()?.entries.iter().any(|entry| entry.name == text);
+        if path.exists() || !in_catalogue {
+            return Ok(Corpus::open(path)?);
+        }
+        let fetched = fetch(text, &self.control)?;
+        if fetched.entry.kind != EntryKind::Corpus {
+            bail!("`{text}` is a model, a corpus is needed here ({})", names(EntryKind::Corpus)?);
+        }
+        Ok(Corpus::open(&fetched.path)?)
+    }
+
+    /// Opens a store and checks that its files are whole.
+    pub(crate) fn open_store(&self, path: &Path) -> anyhow::Result<ActivationStore> {
+        Ok(ActivationStore::open(path)?)
+    }
+}
+
+/// Names of a kind in the catalogue.
+fn names(kind: EntryKind) -> anyhow::Result<String> {
+    let catalogue = Catalogue::built_in()?;
+    let names: Vec<&str> = catalogue.of_kind(kind).map(|entry| entry.name.as_str()).collect();
+    Ok(names.join(", "))
+}
+
+/// With `--force`, takes away an artifact that stands where the new one goes.
+pub(crate) fn make_room(out: &Path, force: bool) -> anyhow::Result<()> {
+    if force {
+        pullback_artifact::remove_existing(out)?;
+    }
+    Ok(())
+}
+
+/// The usual site of a model: the residual stream after its middle block.
+pub(crate) fn middle_site(n_layers: usize) -> Site {
+    Site::resid_post(n_layers / 2)
+}
