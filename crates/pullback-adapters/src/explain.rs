@@ -17,9 +17,10 @@ use crate::{AdapterError, Pullback, ResidualAdapter, spearman};
 pub struct ChangedFeature {
     /// The feature.
     pub feature: usize,
-    /// Predicted mean change of its activation: density × first-order change of its pre-activation.
+    /// Predicted mean change of its activation: its density on the text × the first-order change of its
+    /// pre-activation at the mean hidden activity.
     pub predicted: f32,
-    /// Measured mean change of its activation on held-out text.
+    /// Measured mean change of its activation on the text.
     pub measured: f32,
     /// Share of the store's tokens on which it is active, without the adapter.
     pub density: f32,
@@ -42,7 +43,7 @@ pub struct HiddenUnit {
     pub unit: usize,
     /// `b_in + W_in·b_dec`.
     pub bias: f32,
-    /// Mean activity on held-out text.
+    /// Mean activity on the text.
     pub mean_activity: f32,
     /// The features that feed it most (by |entry of `W_dec·W_inᵀ`| × mean activation), with that entry.
     pub reads: Vec<(usize, f32)>,
@@ -56,16 +57,16 @@ pub struct Explanation {
     /// The most changed features, most changed first.
     pub features: Vec<ChangedFeature>,
     /// Spearman's rank correlation of prediction and measurement over all features that are active on the
-    /// held-out text, with the adapter or without.
+    /// text, with the adapter or without.
     pub agreement_spearman: f64,
-    /// Share of what the adapter writes on held-out text (`E‖Δ‖²`) that no combination of the listed
+    /// Share of what the adapter writes on the text (`E‖Δ‖²`) that no combination of the listed
     /// features' decoder rows carries.
     pub residual_fraction: f64,
     /// Measured mean change of every feature.
     pub measured: Vec<f32>,
     /// Predicted mean change of every feature.
     pub predicted: Vec<f32>,
-    /// Features that are active on the held-out text, with the adapter or without.
+    /// Features that are active on the text, with the adapter or without.
     pub live: Vec<u32>,
     /// The adapter's hidden units.
     pub units: Vec<HiddenUnit>,
@@ -88,6 +89,34 @@ pub fn explain(
     pages: FeaturePages,
     control: &Control,
 ) -> Result<Explanation, AdapterError> {
+    let rows = store.normal_rows(true);
+    if rows.is_empty() {
+        return Err(AdapterError::Option(format!(
+            "{} holds no held-out text: harvest with --held-out above 0",
+            store.path().display()
+        )));
+    }
+    let mut activations = vec![0.0; rows.len() * store.info().d];
+    store.gather(&rows, &mut activations);
+    explain_on(&activations, adapter, sae, store, model, count, pages, control)
+}
+
+/// As [`explain`], on other text than the store's: `activations [n, d]` of the site. Examples are still the
+/// store's.
+///
+/// # Errors
+/// There are no activations; the parts do not fit each other; the work was interrupted.
+#[expect(clippy::too_many_arguments, reason = "the parts of one computation, each of another kind")]
+pub fn explain_on(
+    activations: &[f32],
+    adapter: &ResidualAdapter,
+    sae: &TopKSae,
+    store: &ActivationStore,
+    model: &Model,
+    count: usize,
+    pages: FeaturePages,
+    control: &Control,
+) -> Result<Explanation, AdapterError> {
     if adapter.site != store.info().site {
         return Err(AdapterError::Option(format!(
             "the adapter acts at {}, the store holds activations of {}",
@@ -96,12 +125,9 @@ pub fn explain(
         )));
     }
     let pullback = Pullback::new(adapter, sae)?;
-    let measured = measure(adapter, sae, store, control)?;
+    let measured = measure(adapter, sae, activations, control)?;
     let writes = pullback.pre_activation_change(&measured.hidden_mean);
-    let predicted: Vec<f32> = writes.iter().zip(&measured.density).map(|(w, p)| w * p).collect();
-    let live: Vec<u32> = (0..sae.n_features() as u32).filter(|&i| measured.live[i as usize]).collect();
-    let of_live = |x: &[f32]| live.iter().map(|&i| x[i as usize]).collect::<Vec<f32>>();
-    let agreement_spearman = spearman(&of_live(&predicted), &of_live(&measured.change));
+    let Agreement { predicted, live, spearman: agreement_spearman } = agree(&writes, &measured);
 
     let mut order = live.clone();
     order.sort_by(|&a, &b| {
@@ -138,7 +164,40 @@ pub fn explain(
     })
 }
 
-/// What is seen on held-out rows.
+/// Spearman's rank correlation of predicted and measured change on some activations `[n, d]` of the site.
+///
+/// # Errors
+/// There are no activations; the parts do not fit each other; the work was interrupted.
+pub fn agreement_on(
+    activations: &[f32],
+    adapter: &ResidualAdapter,
+    sae: &TopKSae,
+    control: &Control,
+) -> Result<f64, AdapterError> {
+    let pullback = Pullback::new(adapter, sae)?;
+    let measured = measure(adapter, sae, activations, control)?;
+    Ok(agree(&pullback.pre_activation_change(&measured.hidden_mean), &measured).spearman)
+}
+
+struct Agreement {
+    predicted: Vec<f32>,
+    live: Vec<u32>,
+    spearman: f64,
+}
+
+/// The linear prediction from the change of pre-activations, and how it agrees with what was measured.
+fn agree(writes: &[f32], measured: &Measured) -> Agreement {
+    let predicted: Vec<f32> = writes.iter().zip(&measured.density).map(|(w, p)| w * p).collect();
+    let live: Vec<u32> = (0..writes.len() as u32).filter(|&i| measured.live[i as usize]).collect();
+    let of_live = |x: &[f32]| live.iter().map(|&i| x[i as usize]).collect::<Vec<f32>>();
+    Agreement {
+        spearman: spearman(&of_live(&predicted), &of_live(&measured.change)),
+        predicted,
+        live,
+    }
+}
+
+/// What is seen on the text.
 struct Measured {
     /// Mean activation of each feature without the adapter.
     mean: Vec<f32>,
@@ -157,17 +216,18 @@ struct Measured {
 fn measure(
     adapter: &ResidualAdapter,
     sae: &TopKSae,
-    store: &ActivationStore,
+    activations: &[f32],
     control: &Control,
 ) -> Result<Measured, AdapterError> {
-    let rows = store.normal_rows(true);
-    if rows.is_empty() {
+    let (d, m, rank) = (adapter.d(), sae.n_features(), adapter.rank());
+    if activations.is_empty() || !activations.len().is_multiple_of(d) || sae.d() != d {
         return Err(AdapterError::Option(format!(
-            "{} holds no held-out text: harvest with --held-out above 0",
-            store.path().display()
+            "{} numbers are not activations of width {d} for a dictionary of width {}",
+            activations.len(),
+            sae.d()
         )));
     }
-    let (d, m, rank) = (store.info().d, sae.n_features(), adapter.rank());
+    let rows = activations.len() / d;
     let mut before = vec![0.0_f64; m];
     let mut after = vec![0.0_f64; m];
     let mut fired = vec![0_u64; m];
@@ -175,13 +235,12 @@ fn measure(
     let mut hidden_mean = vec![0.0; rank];
     let mut hidden_second = Mat::<f64>::zeros(rank, rank);
     let device = adapter.w_in.device();
-    let n = rows.len() as f64;
-    let stage = control.stage("measure change", rows.len() as u64, "tokens");
-    for rows in rows.chunks(2048) {
+    let n = rows as f64;
+    let stage = control.stage("measure change", rows as u64, "tokens");
+    for x in activations.chunks(2048 * d) {
         control.check()?;
-        let mut x = vec![0.0; rows.len() * d];
-        store.gather(rows, &mut x);
-        let tensor = Tensor::<2>::from_data(TensorData::new(x.clone(), [rows.len(), d]), &device);
+        let data = TensorData::new(x.to_vec(), [x.len() / d, d]);
+        let tensor = Tensor::<2>::from_data(data, &device);
         let hidden = values(&adapter.hidden(tensor.clone()));
         for h in hidden.chunks_exact(rank) {
             for i in 0..rank {
@@ -192,7 +251,7 @@ fn measure(
             }
         }
         let changed = values(&(tensor.clone() + adapter.change(tensor)));
-        let clean = sae.encode(&x);
+        let clean = sae.encode(x);
         for (&feature, &value) in clean.features().iter().zip(clean.values()) {
             before[feature as usize] += f64::from(value);
             fired[feature as usize] += 1;
@@ -203,7 +262,7 @@ fn measure(
             after[feature as usize] += f64::from(value);
             live[feature as usize] = true;
         }
-        stage.advance(rows.len() as u64);
+        stage.advance((x.len() / d) as u64);
     }
     stage.finish();
     Ok(Measured {

@@ -15,9 +15,12 @@ mod statistics;
 mod train;
 
 pub use error::AdapterError;
-pub use explain::{ChangedFeature, Explanation, HiddenUnit, explain};
+pub use explain::{ChangedFeature, Explanation, HiddenUnit, agreement_on, explain, explain_on};
 pub use instruct::{Pair, built_in_pairs, read_pairs, split_pairs};
 pub use pullback::Pullback;
 pub use residual::{ADAPTER_KIND, Activation, ResidualAdapter};
 pub use statistics::spearman;
-pub use train::{AdapterResult, AdapterTraining, TrainConfig, TrainedAdapter, load_training, train};
+pub use train::{
+    AdapterResult, AdapterTraining, TrainConfig, TrainedAdapter, data_digest, held_out_answers,
+    load_training, train,
+};

@@ -15,7 +15,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
-use crate::residual::values;
+use crate::residual::{FIRST_POSITION, values};
 use crate::{ADAPTER_KIND, Activation, AdapterError, Pair, ResidualAdapter, split_pairs};
 
 /// How an adapter is trained.
@@ -34,12 +34,15 @@ pub struct TrainConfig {
     /// Peak learning rate of Adam, for an adapter whose input and output are in units of the typical
     /// activation.
     pub lr: f64,
+    /// Weight of the mean square of the change, relative to that of the activation: what does not help the
+    /// answers is not written.
+    pub change_penalty: f64,
     /// Seed of the start and of the order of pairs.
     pub seed: u64,
 }
 
 impl TrainConfig {
-    /// The defaults: rank 8, GELU, 8 epochs of batches of 6, rate 0.01.
+    /// The defaults: rank 8, GELU, 8 epochs of batches of 6, rate 0.01, change penalty 2.
     pub fn new(site: Site, seed: u64) -> Self {
         Self {
             site,
@@ -48,6 +51,7 @@ impl TrainConfig {
             epochs: 8,
             batch: 6,
             lr: 0.01,
+            change_penalty: 2.0,
             seed,
         }
     }
@@ -133,12 +137,7 @@ pub fn train(
     control: &Control,
 ) -> Result<TrainedAdapter, AdapterError> {
     config.site.check(model.config().n_layers)?;
-    let (Place::ResidPost, Some(layer)) = (config.site.place(), config.site.layer()) else {
-        return Err(AdapterError::Option(format!(
-            "an adapter is trained at a residual stream after a block (blocks.L.hook_resid_post), not at {}",
-            config.site
-        )));
-    };
+    let layer = layer_of(config.site)?;
     if config.rank == 0 || config.epochs == 0 || config.batch == 0 {
         return Err(AdapterError::Option(
             "an adapter needs at least one hidden unit, one epoch and one pair in a batch".to_owned(),
@@ -148,6 +147,12 @@ pub fn train(
         return Err(AdapterError::Option(format!(
             "the learning rate is {}, it must be above zero",
             config.lr
+        )));
+    }
+    if !(config.change_penalty.is_finite() && config.change_penalty >= 0.0) {
+        return Err(AdapterError::Option(format!(
+            "the change penalty is {}, it must be zero or above",
+            config.change_penalty
         )));
     }
     let mut dir = PartialDir::open(out)?;
@@ -168,8 +173,7 @@ pub fn train(
 
     let d = model.config().d_model;
     let scale = typical_size(&train_set, d);
-    let data = serde_json::to_vec(pairs).map_err(|error| AdapterError::Option(error.to_string()))?;
-    let data = format!("sha256:{}", sha256_bytes(&data));
+    let data = data_digest(pairs)?;
     let fresh = initial(config, d, data.clone(), model.digest().to_owned());
     let state_path = dir.path().join(STATE_FILE);
     let mut state = fresh.clone();
@@ -261,6 +265,49 @@ pub fn load_training(path: &Path) -> Result<(AdapterResult, AdapterTraining), Ad
     Ok((read_json(&path.join("result.json"))?, read_json(&path.join("training.json"))?))
 }
 
+/// Digest of a set of pairs, as the `data` of an adapter's configuration records it.
+///
+/// # Errors
+/// Never for pairs that were read.
+pub fn data_digest(pairs: &[Pair]) -> Result<String, AdapterError> {
+    let data = serde_json::to_vec(pairs).map_err(|error| AdapterError::Option(error.to_string()))?;
+    Ok(format!("sha256:{}", sha256_bytes(&data)))
+}
+
+/// Activations `[n, d]` at a residual stream after a block, on the held-out pairs: one row for each token
+/// before one of the answer's, without any adapter.
+///
+/// # Errors
+/// The site is another; a pair does not fit the model; the work was interrupted.
+pub fn held_out_answers(
+    model: &Model,
+    pairs: &[Pair],
+    site: Site,
+    control: &Control,
+) -> Result<Vec<f32>, AdapterError> {
+    let layer = layer_of(site)?;
+    let d = model.config().d_model;
+    let mut activations = Vec::new();
+    for pair in split_pairs(pairs).1 {
+        control.check()?;
+        let prepared = prepare_pair(model, &pair, layer)?;
+        for row in prepared.counted {
+            activations.extend_from_slice(&prepared.stream[row * d..(row + 1) * d]);
+        }
+    }
+    Ok(activations)
+}
+
+/// The block of a residual stream after a block.
+fn layer_of(site: Site) -> Result<usize, AdapterError> {
+    match (site.place(), site.layer()) {
+        (Place::ResidPost, Some(layer)) => Ok(layer),
+        _ => Err(AdapterError::Option(format!(
+            "an adapter is trained at a residual stream after a block (blocks.L.hook_resid_post), not at {site}"
+        ))),
+    }
+}
+
 fn prepare_pair(model: &Model, pair: &Pair, layer: usize) -> Result<Prepared, AdapterError> {
     let messages = [Message::user(&pair.prompt), Message::assistant(&pair.answer)];
     let template = model.chat_template()?;
@@ -328,6 +375,8 @@ fn adapter_of(state: &State, scale: f64, d: usize, device: &Device) -> ResidualA
 /// Pairs side by side, padded at their ends: causal attention keeps padding out of what is counted.
 struct Padded {
     stream: Tensor<2>,
+    /// `[batch·time, 1]`: one where the adapter acts on text, divided by the number of such rows.
+    mean_over_text: Tensor<2>,
     batch: usize,
     rows: Tensor<1, burn::tensor::Int>,
     targets: Vec<u32>,
@@ -337,7 +386,9 @@ fn pad(batch: &[&Prepared], d: usize, device: &Device) -> Padded {
     let time = batch.iter().map(|prepared| prepared.ids.len()).max().unwrap_or(0);
     let mut stream = vec![0.0_f32; batch.len() * time * d];
     let (mut rows, mut targets) = (Vec::new(), Vec::new());
+    let mut text = vec![0.0_f32; batch.len() * time];
     for (place, prepared) in batch.iter().enumerate() {
+        text[place * time + FIRST_POSITION..place * time + prepared.ids.len()].fill(1.0);
         let start = place * time * d;
         stream[start..start + prepared.stream.len()].copy_from_slice(&prepared.stream);
         for &row in &prepared.counted {
@@ -346,7 +397,12 @@ fn pad(batch: &[&Prepared], d: usize, device: &Device) -> Padded {
         }
     }
     let count = rows.len();
+    let total = text.iter().sum::<f32>().max(1.0);
+    for weight in &mut text {
+        *weight /= total;
+    }
     Padded {
+        mean_over_text: Tensor::from_data(TensorData::new(text, [batch.len() * time, 1]), device),
         stream: Tensor::from_data(TensorData::new(stream, [batch.len() * time, d]), device),
         batch: batch.len(),
         rows: Tensor::from_data(TensorData::new(rows, [count]), device),
@@ -354,24 +410,32 @@ fn pad(batch: &[&Prepared], d: usize, device: &Device) -> Padded {
     }
 }
 
-/// Losses of all counted tokens of some pairs, with the adapter at the site's output.
+/// Losses of all counted tokens of some pairs, with the adapter at the site's output, and the mean square of
+/// what the adapter adds to a row of text.
 fn losses(
     model: &Model,
     layer: usize,
     batch: &[&Prepared],
     adapter: Option<&ResidualAdapter>,
     device: &Device,
-) -> Result<Tensor<1>, AdapterError> {
+) -> Result<(Tensor<1>, Option<Tensor<1>>), AdapterError> {
     let padded = pad(batch, model.config().d_model, device);
     let time = padded.stream.dims()[0] / padded.batch;
     let rows = Rows { batch: padded.batch, time, start: 0 };
+    let mut squares = None;
     let stream = match adapter {
-        Some(adapter) => adapter.apply(padded.stream, &rows),
+        Some(adapter) => {
+            let stream = adapter.apply(padded.stream.clone(), &rows);
+            let change = stream.clone() - padded.stream;
+            squares = Some((change.clone() * change * padded.mean_over_text).sum());
+            stream
+        }
         None => padded.stream,
     };
     let input = Input::Residual { stream, batch: padded.batch, layer: layer + 1 };
     let out = model.run(input, &RunOptions::default())?;
-    Ok(model.cross_entropy(out.stream.select(0, padded.rows), &padded.targets)?)
+    let losses = model.cross_entropy(out.stream.select(0, padded.rows), &padded.targets)?;
+    Ok((losses, squares))
 }
 
 /// Mean loss a token over a set.
@@ -386,7 +450,7 @@ fn mean_loss(
     for batch in set.chunks(4) {
         control.check()?;
         let batch: Vec<&Prepared> = batch.iter().collect();
-        let losses = values(&losses(model, layer, &batch, adapter, &Device::flex())?);
+        let losses = values(&losses(model, layer, &batch, adapter, &Device::flex())?.0);
         total += losses.iter().map(|&loss| f64::from(loss)).sum::<f64>();
         count += losses.len();
     }
@@ -407,8 +471,15 @@ fn gradients(
     adapter.w_in = adapter.w_in.require_grad();
     adapter.b_in = adapter.b_in.require_grad();
     adapter.w_out = adapter.w_out.require_grad();
-    let loss = losses(model, layer, batch, Some(&adapter), &device)?.mean();
-    let grads = loss.backward();
+    let (losses, squares) = losses(model, layer, batch, Some(&adapter), &device)?;
+    let loss = losses.mean();
+    // In units of the typical activation, whose mean square is d·scale².
+    let weight = state.config.change_penalty / (d as f64 * scale * scale);
+    let objective = match squares {
+        Some(squares) if weight > 0.0 => loss.clone() + squares * weight,
+        _ => loss.clone(),
+    };
+    let grads = objective.backward();
     let take = |grad: Option<Vec<f32>>, len: usize, by: f64| {
         grad.map_or_else(
             || vec![0.0; len],

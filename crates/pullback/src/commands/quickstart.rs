@@ -10,7 +10,8 @@ use std::time::Instant;
 use anyhow::{Context, bail};
 use pullback_activations::{ActivationStore, HarvestConfig, HarvestResult, harvest};
 use pullback_adapters::{
-    AdapterResult, AdapterTraining, Explanation, ResidualAdapter, TrainConfig as AdaptConfig, built_in_pairs, explain,
+    AdapterResult, AdapterTraining, Explanation, ResidualAdapter, TrainConfig as AdaptConfig, agreement_on,
+    built_in_pairs, explain_on, held_out_answers,
 };
 use pullback_artifact::{Manifest, read_json, write_atomic, write_json};
 use pullback_model::{GenerateOptions, Intervention, Message, Model, Site};
@@ -100,6 +101,7 @@ struct Story<'a> {
     adapter_training: AdapterTraining,
     answers: Vec<Answer>,
     explanation: Explanation,
+    agreement_on_corpus: f64,
     labels: BTreeMap<usize, Vec<String>>,
     seconds: Vec<(String, f64)>,
 }
@@ -199,11 +201,16 @@ pub(crate) fn run(app: &App, arguments: &Arguments) -> anyhow::Result<()> {
     clock.reset("answer");
     let answers = clock.time("answer", || answers(app, model, &adapter))?;
     clock.reset("explain");
-    let (explanation, labels) = clock.time("explain", || {
+    let (explanation, agreement_on_corpus, labels) = clock.time("explain", || {
         let pages = FeaturePages::default();
-        let explanation = explain(&adapter, &sae, &store, model, arguments.top, pages, control)?;
+        let answers = held_out_answers(model, &pairs, site, control)?;
+        let explanation = explain_on(&answers, &adapter, &sae, &store, model, arguments.top, pages, control)?;
+        let rows = store.normal_rows(true);
+        let mut corpus = vec![0.0; rows.len() * store.info().d];
+        store.gather(&rows, &mut corpus);
+        let on_corpus = agreement_on(&corpus, &adapter, &sae, control)?;
         let labels = labels(&explanation, &sae, model)?;
-        Ok((explanation, labels))
+        Ok((explanation, on_corpus, labels))
     })?;
 
     let story = Story {
@@ -219,6 +226,7 @@ pub(crate) fn run(app: &App, arguments: &Arguments) -> anyhow::Result<()> {
         adapter_training,
         answers,
         explanation,
+        agreement_on_corpus,
         labels,
         seconds: clock.seconds.clone(),
     };
@@ -347,6 +355,7 @@ fn summary(story: &Story<'_>) -> Value {
         "adapter": story.adapter_result,
         "answers": story.answers,
         "agreement_spearman": story.explanation.agreement_spearman,
+        "agreement_spearman_on_corpus": story.agreement_on_corpus,
         "residual_fraction": story.explanation.residual_fraction,
         "changed_features": printed(&story.explanation.features),
         "seconds": seconds,

@@ -3,7 +3,12 @@
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
-use pullback_adapters::{ChangedFeature, Explanation, ResidualAdapter, explain};
+use anyhow::bail;
+use clap::ValueEnum;
+use pullback_adapters::{
+    ChangedFeature, Explanation, ResidualAdapter, built_in_pairs, data_digest, explain, explain_on, held_out_answers,
+    read_pairs,
+};
 use pullback_artifact::write_json;
 use pullback_sae::FeaturePages;
 use serde::Serialize;
@@ -13,7 +18,9 @@ use crate::context::App;
 
 /// Options of `adapt explain`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  pullback adapt explain adapter --sae sae --store store --top 20")]
+#[command(after_help = "Example:\n  pullback adapt explain adapter --sae sae --store store --top 20\n\
+    Change is measured on the held-out answers of the adapter's own pairs, where it is meant to act, or with\n\
+    --on corpus on the store's held-out text.")]
 pub(crate) struct Arguments {
     /// An adapter
     adapter: PathBuf,
@@ -26,12 +33,27 @@ pub(crate) struct Arguments {
     /// How many of the most changed features to interpret
     #[arg(long, default_value_t = 20)]
     top: usize,
+    /// Which held-out text the change is measured on
+    #[arg(long, value_enum, default_value_t = On::Answers)]
+    on: On,
+    /// The pairs that the adapter was trained on; default: the built-in set
+    #[arg(long, value_name = "FILE")]
+    data: Option<PathBuf>,
     /// The model; default: the one that the store records
     #[arg(long)]
     model: Option<String>,
     /// Write the whole explanation to this file as well
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
+}
+
+/// Held-out text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum On {
+    /// Answers of the held-out pairs
+    Answers,
+    /// The store's held-out documents
+    Corpus,
 }
 
 /// A changed feature as the commands print it.
@@ -94,7 +116,24 @@ pub(crate) fn run(app: &App, arguments: &Arguments) -> anyhow::Result<()> {
     }
     let named = app.load_model_of(arguments.model.as_deref(), store.manifest())?;
     let pages = FeaturePages::default();
-    let explanation = explain(&adapter, &sae, &store, &named.model, arguments.top, pages, &app.control)?;
+    let (model, control) = (&named.model, &app.control);
+    let explanation = match arguments.on {
+        On::Corpus => explain(&adapter, &sae, &store, model, arguments.top, pages, control)?,
+        On::Answers => {
+            let pairs = match &arguments.data {
+                Some(path) => read_pairs(path)?,
+                None => built_in_pairs()?,
+            };
+            if adapter_manifest.config["data"] != data_digest(&pairs)? {
+                bail!(
+                    "{} was trained on other pairs: give them with --data, or measure with --on corpus",
+                    arguments.adapter.display()
+                );
+            }
+            let answers = held_out_answers(model, &pairs, adapter.site, control)?;
+            explain_on(&answers, &adapter, &sae, &store, model, arguments.top, pages, control)?
+        }
+    };
     if let Some(path) = &arguments.output {
         write_json(path, &explanation)?;
     }

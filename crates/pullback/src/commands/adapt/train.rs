@@ -37,6 +37,9 @@ pub(crate) struct Arguments {
     /// Peak learning rate
     #[arg(long)]
     lr: Option<f64>,
+    /// Weight of the mean square of the change, relative to that of the activation
+    #[arg(long)]
+    change_penalty: Option<f64>,
     /// Seed of the start and of the order of pairs
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -82,6 +85,7 @@ pub(crate) fn run(app: &App, arguments: &Arguments) -> anyhow::Result<()> {
     config.epochs = arguments.epochs.unwrap_or(config.epochs);
     config.batch = arguments.batch.unwrap_or(config.batch);
     config.lr = arguments.lr.unwrap_or(config.lr);
+    config.change_penalty = arguments.change_penalty.unwrap_or(config.change_penalty);
     let trained = train(&named.model, &named.name, &pairs, &config, &arguments.output, &app.control)?;
     let result = trained.result;
     app.print(&result, || {
