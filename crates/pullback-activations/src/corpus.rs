@@ -72,6 +72,17 @@ impl Corpus {
         &self.path
     }
 
+    /// `sha256:…` of all names and texts, wherever the corpus lies.
+    pub fn digest(&self) -> String {
+        let mut digests = String::new();
+        for document in &self.documents {
+            for part in [&document.name, &document.text] {
+                digests += &pullback_artifact::sha256_bytes(part.as_bytes());
+            }
+        }
+        format!("sha256:{}", pullback_artifact::sha256_bytes(digests.as_bytes()))
+    }
+
     /// The documents.
     pub fn documents(&self) -> &[Document] {
         &self.documents

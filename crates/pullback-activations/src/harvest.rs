@@ -233,7 +233,7 @@ pub fn harvest(
         held_out: result.held_out_tokens,
     };
     write_json(&dir.path().join("store.json"), &info)?;
-    let config_value = serde_json::json!({ "harvest": config, "text": state.corpus });
+    let config_value = serde_json::json!({ "harvest": config, "corpus": corpus.digest(), "tokens": state.corpus });
     let manifest = Manifest::new(STORE_KIND, config.plan.seed)
         .with_site(config.site.to_string())
         .with_model(model_ref)

@@ -14,7 +14,7 @@ use maud::{Markup, html};
 
 pub use data::{
     AdapterFacts, Answer, ChangeReport, CorpusFacts, Example, FeatureCard, HiddenUnit, ModelFacts,
-    SaeFacts, UnitFeature,
+    SaeFacts, UnitFeature, most_frequent,
 };
 
 use crate::number::{self, NOT_AVAILABLE};

@@ -129,7 +129,7 @@ pub struct SaeResult {
     pub explained_about_zero: f64,
     /// Active features a token, on held-out rows.
     pub l0: f64,
-    /// Share of features active on no normal row of the whole store.
+    /// Share of features active on no normal training row of the store.
     pub dead_fraction: f64,
     /// Cross-entropies and their score, where the model was run.
     #[serde(flatten)]

@@ -28,7 +28,8 @@ pub(super) fn section(report: &ChangeReport) -> Markup {
             h3 { "How to read a card" }
             p.aside {
                 "Top right: the measured change, up (▲) or down (▼). Chips marked + are tokens that the feature makes likelier as the "
-                "next one, chips marked − those it makes less likely, both read from its decoder row alone. The passages are those in the "
+                "next one, chips marked − those it makes less likely, both read from its decoder row alone, as if no layer followed: in the "
+                "middle of a model that is a rough guide, and the words it fires on say more. The passages are those in the "
                 "corpus where it fires most: the token it peaks on is " mark { "marked" } ", tokens around it are "
                 span.h3 { "shaded" } " by how strongly it fires there too, and the figure on the right is the peak activation. "
                 span.ws { "␣" } " is a space and " span.ws { "↵" } " a line break."
@@ -107,6 +108,7 @@ fn card(card: &FeatureCard, id: Option<&str>) -> Markup {
                 (fact("read", card.reads, |v| number::significant(v, 3)))
                 (fact("written", card.writes, |v| number::significant(v, 3)))
             }
+            (fires_on(&card.peak_words(5)))
             (chips("Promotes", "+", "up", &card.promoted))
             (chips("Suppresses", "−", "down", &card.suppressed))
             @if card.examples.is_empty() {
@@ -126,6 +128,17 @@ fn card(card: &FeatureCard, id: Option<&str>) -> Markup {
 
 fn fact(name: &str, value: f32, write: impl Fn(f64) -> String) -> Markup {
     html! { span { (name) " " (super::figure_or_missing(f64::from(value), write)) } }
+}
+
+fn fires_on(words: &[String]) -> Markup {
+    html! {
+        @if !words.is_empty() {
+            div.tokens-row {
+                div.name { "Fires on" }
+                div.tokens { @for word in words { span.chip.plain { (token(&head(word, 24))) } } }
+            }
+        }
+    }
 }
 
 fn chips(name: &str, sign: &str, class: &str, tokens: &[(String, f32)]) -> Markup {

@@ -248,6 +248,45 @@ pub struct FeatureCard {
     pub writes: f32,
 }
 
+impl FeatureCard {
+    /// The words on which it fires in its examples, the most frequent first, without repetition.
+    pub fn peak_words(&self, count: usize) -> Vec<String> {
+        most_frequent(self.examples.iter().map(Example::peak_word), count)
+    }
+}
+
+/// Distinct words (whatever their case), the most frequent first, ties in the order they come.
+pub fn most_frequent(words: impl Iterator<Item = String>, count: usize) -> Vec<String> {
+    let mut counted: Vec<(String, usize)> = Vec::new();
+    for word in words.filter(|word| !word.is_empty()) {
+        match counted.iter_mut().find(|(known, _)| known.to_lowercase() == word.to_lowercase()) {
+            Some((_, times)) => *times += 1,
+            None => counted.push((word, 1)),
+        }
+    }
+    counted.sort_by_key(|(_, times)| std::cmp::Reverse(*times));
+    counted.into_iter().take(count).map(|(word, _)| word).collect()
+}
+
+impl Example {
+    /// The whole word around the token: `Ahoy` for the token `oy` after `Ah`.
+    pub fn peak_word(&self) -> String {
+        let in_word = |c: char| c.is_alphanumeric() || c == '\'' || c == '’';
+        let token = self.token.trim();
+        let mut word = String::new();
+        if self.token.starts_with(in_word) {
+            let rest = self.before.trim_end_matches(in_word);
+            word.push_str(&self.before[rest.len()..]);
+        }
+        word.push_str(token);
+        if self.token.ends_with(in_word) {
+            let rest = self.after.trim_start_matches(in_word);
+            word.push_str(&self.after[..self.after.len() - rest.len()]);
+        }
+        word
+    }
+}
+
 impl Default for FeatureCard {
     fn default() -> Self {
         Self {

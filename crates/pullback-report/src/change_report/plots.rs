@@ -22,7 +22,7 @@ pub(super) fn changes(report: &ChangeReport) -> Markup {
     html! {
         div.plots {
             (figure(&bars.caption, bars.draw(), html! {
-                span.key.up {} " up, " span.key.down {} " down; with the tokens the feature promotes. "
+                span.key.up {} " up, " span.key.down {} " down; with the words on which the feature fires most. "
                 span.key.diamond {} " is what the pullback predicts."
             }))
             (histogram(report, height))
@@ -44,10 +44,9 @@ fn most_changed(cards: &[FeatureCard]) -> Bars {
             Bar {
                 label: card.feature.to_string(),
                 detail: card
-                    .promoted
+                    .peak_words(3)
                     .iter()
-                    .take(2)
-                    .map(|t| token_plain(&t.0))
+                    .map(|word| token_plain(word))
                     .collect::<Vec<_>>()
                     .join(", "),
                 value,

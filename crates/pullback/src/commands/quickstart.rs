@@ -2,7 +2,7 @@
 
 mod page;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -13,8 +13,10 @@ use pullback_adapters::{
     AdapterResult, AdapterTraining, Explanation, ResidualAdapter, TrainConfig as AdaptConfig, agreement_on,
     built_in_pairs, explain_on, held_out_answers,
 };
-use pullback_artifact::{Manifest, read_json, write_atomic, write_json};
+use pullback_artifact::{Control, Manifest, read_json, write_atomic, write_json};
 use pullback_model::{GenerateOptions, Intervention, Message, Model, Site};
+use pullback_report::change_report::most_frequent;
+use pullback_sae::saelens::save_sparsity;
 use pullback_sae::{FeaturePages, SaeResult, TopKSae, TrainConfig as SaeConfig, Training};
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -165,7 +167,8 @@ pub(crate) fn run(app: &App, arguments: &Arguments) -> anyhow::Result<()> {
 
     let mut config = HarvestConfig::new(site, arguments.tokens, arguments.seed);
     config.plan.held_out_tokens = arguments.held_out;
-    if !finished(&store_path, "store", "harvest", &config, Some(&named), None)? {
+    let harvest_of_this_text = json!({ "harvest": config, "corpus": corpus.digest() });
+    if !finished(&store_path, "store", &harvest_of_this_text, &named, None)? {
         clock.time("harvest", || {
             harvest(model, &named.name, &corpus, &config, &store_path, control)?;
             Ok(())
@@ -177,7 +180,7 @@ pub(crate) fn run(app: &App, arguments: &Arguments) -> anyhow::Result<()> {
 
     let mut config = SaeConfig::new(arguments.features.unwrap_or(8 * store.info().d), arguments.k, arguments.seed);
     config.passes = arguments.passes.unwrap_or(config.passes);
-    if !finished(&sae_path, "sae", "train", &config, Some(&named), Some(("store", &store_digest)))? {
+    if !finished(&sae_path, "sae", &json!({ "train": config }), &named, Some(("store", &store_digest)))? {
         let trained = clock.time("train", || Ok(pullback_sae::train(&store, &config, &sae_path, control)?))?;
         write_json(&sae_path.join("rate.json"), &trained.tokens_per_second)?;
     }
@@ -189,7 +192,7 @@ pub(crate) fn run(app: &App, arguments: &Arguments) -> anyhow::Result<()> {
     let mut config = AdaptConfig::new(site, arguments.seed);
     config.rank = arguments.rank;
     config.epochs = arguments.epochs.unwrap_or(config.epochs);
-    if !finished(&adapter_path, "adapter", "train", &config, Some(&named), None)? {
+    if !finished(&adapter_path, "adapter", &json!({ "train": config }), &named, None)? {
         clock.time("adapt", || {
             pullback_adapters::train(model, &named.name, &pairs, &config, &adapter_path, control)?;
             Ok(())
@@ -209,7 +212,7 @@ pub(crate) fn run(app: &App, arguments: &Arguments) -> anyhow::Result<()> {
         let mut corpus = vec![0.0; rows.len() * store.info().d];
         store.gather(&rows, &mut corpus);
         let on_corpus = agreement_on(&corpus, &adapter, &sae, control)?;
-        let labels = labels(&explanation, &sae, model)?;
+        let labels = labels(&explanation, &sae, &store, model, control)?;
         Ok((explanation, on_corpus, labels))
     })?;
 
@@ -238,23 +241,24 @@ pub(crate) fn run(app: &App, arguments: &Arguments) -> anyhow::Result<()> {
     app.print(&result, || told(&story, &page_path, &summary_path))
 }
 
-/// Whether an artifact stands at a path and is the one wanted.
+/// Whether an artifact stands at a path and is the one wanted: of this model and parent, and with these
+/// entries in its configuration.
 fn finished(
     path: &Path,
     kind: &str,
-    key: &str,
-    config: &impl Serialize,
-    named: Option<&NamedModel>,
+    config: &Value,
+    named: &NamedModel,
     parent: Option<(&str, &str)>,
 ) -> anyhow::Result<bool> {
     if !path.exists() {
         return Ok(false);
     }
     let manifest = Manifest::load_kind(path, kind)?;
-    let wanted: Value = serde_json::to_value(config)?;
-    let same_model = named.is_none_or(|named| manifest.check_model(&named.reference()).is_ok());
+    let entries = config.as_object().into_iter().flatten();
+    let same_config = entries.into_iter().all(|(key, value)| manifest.config[key] == *value);
+    let same_model = manifest.check_model(&named.reference()).is_ok();
     let same_parent = parent.is_none_or(|(kind, digest)| manifest.check_parent(kind, digest, "a store").is_ok());
-    if manifest.config[key] != wanted || !same_model || !same_parent {
+    if !(same_config && same_model && same_parent) {
         bail!(
             "{} was made with other options: use --force to start anew, or another directory with -o",
             path.display()
@@ -281,7 +285,8 @@ fn evaluated(
     let rate_path = path.join("rate.json");
     let rate: f64 = if rate_path.exists() { read_json(&rate_path)? } else { 0.0 };
     clock.reset("evaluate");
-    let result = clock.time("evaluate", || evaluate(app, model, store, sae.clone(), training.tokens, rate))?;
+    let (result, densities) = clock.time("evaluate", || evaluate(app, model, store, sae.clone(), training.tokens, rate))?;
+    save_sparsity(&densities, path)?;
     write_json(&result_path, &result)?;
     if rate_path.exists() {
         std::fs::remove_file(&rate_path).with_context(|| format!("cannot remove {}", rate_path.display()))?;
@@ -325,18 +330,29 @@ fn answers(app: &App, model: &Model, adapter: &ResidualAdapter) -> anyhow::Resul
     Ok(answers)
 }
 
-/// A few promoted tokens of every feature that a hidden unit reads or writes, to name it by.
-fn labels(explanation: &Explanation, sae: &TopKSae, model: &Model) -> anyhow::Result<BTreeMap<usize, Vec<String>>> {
-    let mut labels = BTreeMap::new();
-    for unit in &explanation.units {
-        for (feature, _) in unit.reads.iter().chain(&unit.writes) {
-            if !labels.contains_key(feature) {
-                let (promoted, _) = FeaturePages::default().logit_weights(sae, model, *feature)?;
-                labels.insert(*feature, promoted.into_iter().take(3).map(|(token, _)| token).collect());
-            }
-        }
-    }
-    Ok(labels)
+/// A few words that every feature that a hidden unit reads or writes fires on, to name it by.
+fn labels(
+    explanation: &Explanation,
+    sae: &TopKSae,
+    store: &ActivationStore,
+    model: &Model,
+    control: &Control,
+) -> anyhow::Result<BTreeMap<usize, Vec<String>>> {
+    let named: BTreeSet<usize> = explanation
+        .units
+        .iter()
+        .flat_map(|unit| unit.reads.iter().chain(&unit.writes).map(|(feature, _)| *feature))
+        .collect();
+    let named: Vec<usize> = named.into_iter().collect();
+    let pages = FeaturePages { examples: 5, tokens: 0, ..FeaturePages::default() };
+    let pages = pages.make(sae, store, model, &named, control)?;
+    Ok(pages
+        .iter()
+        .map(|page| {
+            let words = page.examples.iter().map(|example| page::example(example).peak_word());
+            (page.feature, most_frequent(words, 3))
+        })
+        .collect())
 }
 
 /// `summary.json`.
@@ -390,8 +406,9 @@ fn told(story: &Story<'_>, page: &Path, summary: &Path) -> String {
         story.explanation.agreement_spearman
     ));
     for changed in story.explanation.features.iter().take(5) {
-        let tokens: Vec<String> = changed.promoted.iter().take(5).map(|(token, _)| format!("{token:?}")).collect();
-        line(format!("  feature {:>5}  change {:+.3}  promotes {}", changed.feature, changed.measured, tokens.join(" ")));
+        let words = changed.examples.iter().map(|example| page::example(example).peak_word());
+        let words = most_frequent(words, 5).join(", ");
+        line(format!("  feature {:>5}  change {:+.3}  fires on {words}", changed.feature, changed.measured));
     }
     let total: f64 = story.seconds.iter().map(|(_, seconds)| seconds).sum();
     line(format!("{total:.0} seconds in all"));

@@ -115,20 +115,21 @@ fn card(place: usize, changed: &ChangedFeature) -> FeatureCard {
         density: changed.density,
         promoted: changed.promoted.clone(),
         suppressed: changed.suppressed.clone(),
-        examples: changed
-            .examples
-            .iter()
-            .map(|example| Example {
-                before: example.before.clone(),
-                token: example.token.clone(),
-                after: example.after.clone(),
-                activation: example.activation,
-                source: String::new(),
-                context: example.context.clone(),
-            })
-            .collect(),
+        examples: changed.examples.iter().map(example).collect(),
         reads: changed.reads,
         writes: changed.writes,
+    }
+}
+
+/// An example as the page has it.
+pub(super) fn example(example: &pullback_sae::Example) -> Example {
+    Example {
+        before: example.before.clone(),
+        token: example.token.clone(),
+        after: example.after.clone(),
+        activation: example.activation,
+        source: String::new(),
+        context: example.context.clone(),
     }
 }
 

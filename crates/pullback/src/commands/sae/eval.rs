@@ -35,13 +35,13 @@ pub(crate) fn run(app: &App, arguments: &Arguments) -> anyhow::Result<()> {
     }
     let named = app.load_model_of(arguments.model.as_deref(), store.manifest())?;
     let trained = load_training(&arguments.sae).map_or(0, |training| training.tokens);
-    let mut result = evaluate(app, &named.model, &store, sae, trained, 0.0)?;
+    let (mut result, _) = evaluate(app, &named.model, &store, sae, trained, 0.0)?;
     let recorded: Option<SaeResult> = pullback_artifact::read_json(&arguments.sae.join("result.json")).ok();
     result.train_tokens_per_second = recorded.map_or(0.0, |recorded| recorded.train_tokens_per_second);
     app.print(&result, || describe(&result))
 }
 
-/// All figures of an autoencoder.
+/// All figures of an autoencoder, and the density of each feature on the store's training rows.
 pub(crate) fn evaluate(
     app: &App,
     model: &Model,
@@ -49,12 +49,12 @@ pub(crate) fn evaluate(
     sae: TopKSae,
     train_tokens: usize,
     train_tokens_per_second: f64,
-) -> anyhow::Result<SaeResult> {
+) -> anyhow::Result<(SaeResult, Vec<f32>)> {
     let (features, k) = (sae.n_features(), sae.k());
     let (held_out, _) = evaluate_reconstruction(&sae, store, &store.normal_rows(true), &app.control)?;
-    let (train, _) = evaluate_reconstruction(&sae, store, &store.normal_rows(false), &app.control)?;
+    let (train, densities) = evaluate_reconstruction(&sae, store, &store.normal_rows(false), &app.control)?;
     let cross_entropy = cross_entropy_score(model, store, Arc::new(sae), SEQUENCES, &app.control)?;
-    Ok(SaeResult {
+    let result = SaeResult {
         features,
         k,
         explained_variance: held_out.explained_variance,
@@ -64,7 +64,8 @@ pub(crate) fn evaluate(
         cross_entropy: Some(cross_entropy),
         train_tokens,
         train_tokens_per_second,
-    })
+    };
+    Ok((result, densities))
 }
 
 /// The figures for a person.

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use pullback_artifact::write_json;
+use pullback_sae::saelens::save_sparsity;
 use pullback_sae::{TrainConfig, Trained, train};
 
 use super::eval::{describe, evaluate};
@@ -58,7 +59,8 @@ pub(crate) fn run(app: &App, arguments: &Arguments) -> anyhow::Result<()> {
     make_room(&arguments.output, arguments.force)?;
     let named = app.load_model_of(arguments.model.as_deref(), store.manifest())?;
     let Trained { sae, training, tokens_per_second } = train(&store, &config, &arguments.output, &app.control)?;
-    let result = evaluate(app, &named.model, &store, sae, training.tokens, tokens_per_second)?;
+    let (result, densities) = evaluate(app, &named.model, &store, sae, training.tokens, tokens_per_second)?;
+    save_sparsity(&densities, &arguments.output)?;
     write_json(&arguments.output.join("result.json"), &result)?;
     app.print(&result, || describe(&result) + &format!("{}\n", arguments.output.display()))
 }

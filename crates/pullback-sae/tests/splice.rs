@@ -1,0 +1,146 @@
+//! Cross-entropies with a dictionary in the model, against computations from logits by hand.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test fails by panicking"
+)]
+
+mod common;
+
+use std::sync::Arc;
+
+use burn::tensor::{DType, Device, Tensor, TensorData};
+use common::base::{Setting, assert_has, config, interrupted_at, setting_with, values};
+use common::{identity_sae, random_sae};
+use pullback_artifact::Control;
+use pullback_model::{Edit, Input, Intervention, Model, Rows, RunOptions, Site};
+use pullback_sae::{CrossEntropy, Dictionary, SaeError, Splice, TopKSae, cross_entropy_score};
+
+/// A residual stream after a block (kept streams are used) and another site (the model runs from the tokens).
+fn settings() -> [Setting; 2] {
+    ["blocks.1.hook_resid_post", "blocks.1.hook_mlp_out"].map(|name| {
+        let mut config = config();
+        config.site = name.parse().unwrap();
+        setting_with(&config)
+    })
+}
+
+fn score(setting: &Setting, sae: TopKSae, sequences: usize) -> CrossEntropy {
+    cross_entropy_score(&setting.model, &setting.store, Arc::new(sae), sequences, &Control::hidden()).unwrap()
+}
+
+/// Puts given activations at the site.
+struct Put(Tensor<2>);
+
+impl Edit for Put {
+    fn apply(&self, _x: Tensor<2>, _rows: &Rows) -> Tensor<2> {
+        self.0.clone()
+    }
+
+    fn describe(&self) -> String {
+        "given activations".to_owned()
+    }
+}
+
+/// Mean cross-entropy over the held-out sequences, one at a time and from logits, with `change` made to the activations
+/// `[context, d]` at the site.
+fn by_hand(model: &Model, setting: &Setting, sequences: usize, change: impl Fn(&[f32]) -> Vec<f32>) -> f64 {
+    let (store, site) = (&setting.store, setting.store.info().site);
+    let (context, d) = (store.info().context, store.info().d);
+    let (mut total, mut count) = (0.0, 0);
+    for start in store.sequence_starts(true).into_iter().take(sequences) {
+        let ids: Vec<u32> = (start..start + context).map(|row| store.token(row)).collect();
+        let input = Input::Tokens { ids: ids.clone(), batch: 1 };
+        let record = [site];
+        let options = RunOptions { record: &record, ..RunOptions::default() };
+        let x = values(model.run(input.clone(), &options).unwrap().take(site).unwrap());
+        let put = Tensor::from_data(TensorData::new(change(&x), [context, d]), (&Device::flex(), model.dtype()));
+        let interventions = [Intervention::new(site, Arc::new(Put(put)))];
+        let options = RunOptions { interventions: &interventions, ..RunOptions::default() };
+        let out = model.run(input, &options).unwrap();
+        let logits: Vec<f64> = model.logits(out.stream).into_data().iter::<f64>().collect();
+        for (position, logits) in logits.chunks_exact(model.config().d_vocab).enumerate() {
+            if (1..context - 1).contains(&position) {
+                let top = logits.iter().copied().fold(f64::MIN, f64::max);
+                let sum: f64 = logits.iter().map(|logit| (logit - top).exp()).sum();
+                total += top + sum.ln() - logits[ids[position + 1] as usize];
+                count += 1;
+            }
+        }
+    }
+    assert_eq!(count, sequences * (context - 2));
+    total / f64::from(u32::try_from(count).unwrap())
+}
+
+#[test]
+fn a_perfect_dictionary_changes_nothing_and_an_empty_one_is_zero_ablation() {
+    for setting in settings() {
+        let perfect = score(&setting, identity_sae(32), 10);
+        assert!((perfect.ce_spliced - perfect.ce_clean).abs() < 1e-6, "{perfect:?}");
+        assert!((perfect.ce_score - 1.0).abs() < 1e-4, "{perfect:?}");
+        let nothing = TopKSae::new(3, vec![1.0; 64 * 32], vec![0.0; 64], vec![0.0; 64 * 32], vec![0.0; 32]).unwrap();
+        let nothing = score(&setting, nothing, 10);
+        assert!((nothing.ce_spliced - nothing.ce_zero).abs() < 1e-6, "{nothing:?}");
+        assert!(nothing.ce_score.abs() < 1e-4, "{nothing:?}");
+        assert!((nothing.ce_clean - perfect.ce_clean).abs() < 1e-12);
+        assert!((nothing.ce_zero - nothing.ce_clean).abs() > 1e-2, "the site does not matter: {nothing:?}");
+    }
+}
+
+#[test]
+fn the_three_cross_entropies_are_those_from_logits() {
+    for setting in settings() {
+        let sae = random_sae(8, 32, 64, 6);
+        // Neither one batch nor whole batches of eight; and fewer than there are.
+        for sequences in [10, 3] {
+            let found = score(&setting, sae.clone(), sequences);
+            let model = &setting.model;
+            let keep_first = |x: &[f32], rest: Vec<f32>| [&x[..32], &rest[32..]].concat();
+            let clean = by_hand(model, &setting, sequences, <[f32]>::to_vec);
+            let zero = by_hand(model, &setting, sequences, |x| keep_first(x, vec![0.0; x.len()]));
+            let spliced = by_hand(model, &setting, sequences, |x| {
+                let rows: Vec<f32> = x.chunks_exact(32).flat_map(|x| sae.decode(&sae.encode(x))).collect();
+                keep_first(x, rows)
+            });
+            assert!((found.ce_clean - clean).abs() < 1e-5, "{found:?} {clean}");
+            assert!((found.ce_zero - zero).abs() < 1e-5, "{found:?} {zero}");
+            assert!((found.ce_spliced - spliced).abs() < 1e-5, "{found:?} {spliced}");
+            let expected = (zero - spliced) / (zero - clean);
+            assert!((found.ce_score - expected).abs() < 1e-3 * expected.abs().max(1.0), "{found:?} {expected}");
+        }
+    }
+}
+
+#[test]
+fn a_splice_keeps_what_stands_before_its_first_position() {
+    let sae = random_sae(3, 4, 9, 2);
+    let splice = Splice { dictionary: Arc::new(sae.clone()), first_position: 2 };
+    let x: Vec<f32> = common::random(1, 6 * 4);
+    let tensor = |dtype| Tensor::<2>::from_data(TensorData::new(x.clone(), [6, 4]), (&Device::flex(), dtype));
+    // Two sequences of three positions, the first of which is position 1: one row of each is kept.
+    let rows = Rows { batch: 2, time: 3, start: 1 };
+    let found = values(splice.apply(tensor(DType::F32), &rows));
+    let all = sae.decode(&sae.encode(&x));
+    for row in 0..6 {
+        let expected = if row % 3 == 0 { &x } else { &all };
+        assert_eq!(found[row * 4..(row + 1) * 4], expected[row * 4..(row + 1) * 4], "row {row}");
+    }
+    assert_eq!(splice.apply(tensor(DType::F64), &rows).dtype(), DType::F64);
+}
+
+#[test]
+fn what_cannot_be_scored_is_refused_in_words() {
+    let mut config = config();
+    config.plan.held_out_tokens = 0;
+    let setting = setting_with(&config);
+    let run = |setting: &Setting, d: usize, control: &Control| {
+        let sae = Arc::new(identity_sae(d));
+        cross_entropy_score(&setting.model, &setting.store, sae, 10, control).unwrap_err()
+    };
+    assert_has(&run(&setting, 32, &Control::hidden()).to_string(), &["store", "no held-out"]);
+    let setting = setting_with(&common::base::config());
+    assert_has(&run(&setting, 31, &Control::hidden()).to_string(), &["width 31", "width 32"]);
+    let error = run(&setting, 32, &interrupted_at("cross-entropy", 2));
+    assert!(matches!(error, SaeError::Interrupted(_)), "{error}");
+    assert_eq!(setting.store.info().site, Site::resid_post(1));
+}
