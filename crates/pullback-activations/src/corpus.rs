@@ -50,7 +50,10 @@ impl Corpus {
                 relative
             };
             let name = relative.to_string_lossy().replace('\\', "/");
-            let group = name.split_once('/').map_or("", |(group, _)| group).to_owned();
+            let group = name
+                .split_once('/')
+                .map_or("", |(group, _)| group)
+                .to_owned();
             read_documents(file, &name, &group, &mut documents)?;
         }
         documents.retain(|document| !document.text.trim().is_empty());
@@ -80,7 +83,10 @@ impl Corpus {
                 digests += &pullback_artifact::sha256_bytes(part.as_bytes());
             }
         }
-        format!("sha256:{}", pullback_artifact::sha256_bytes(digests.as_bytes()))
+        format!(
+            "sha256:{}",
+            pullback_artifact::sha256_bytes(digests.as_bytes())
+        )
     }
 
     /// The documents.
@@ -110,7 +116,8 @@ fn collect(dir: &Path, files: &mut Vec<PathBuf>) -> Result<(), ActivationError> 
 
 /// The listing that a corpus from the catalogue carries of itself.
 fn is_listing(path: &Path) -> bool {
-    path.file_name().is_some_and(|name| name == "pullback-corpus.json")
+    path.file_name()
+        .is_some_and(|name| name == "pullback-corpus.json")
 }
 
 fn extension(path: &Path) -> Option<&str> {
@@ -132,10 +139,15 @@ fn read_documents(
     };
     let text = String::from_utf8(bytes).map_err(|error| {
         let at = error.utf8_error().valid_up_to();
-        not_text(format!("byte {at} (0x{:02x}) is not valid UTF-8", error.as_bytes()[at]))
+        not_text(format!(
+            "byte {at} (0x{:02x}) is not valid UTF-8",
+            error.as_bytes()[at]
+        ))
     })?;
     if let Some(at) = text.find('\0') {
-        return Err(not_text(format!("byte {at} is zero, which no text file holds")));
+        return Err(not_text(format!(
+            "byte {at} is zero, which no text file holds"
+        )));
     }
     let mut push = |item: Option<usize>, text: String| {
         documents.push(Document {
@@ -145,11 +157,14 @@ fn read_documents(
         });
     };
     let wrong = |place: String| {
-        not_text(format!("{place} is neither a string nor an object with a string field `text`"))
+        not_text(format!(
+            "{place} is neither a string nor an object with a string field `text`"
+        ))
     };
     match extension(path) {
         Some("json") => {
-            let value: Value = serde_json::from_str(&text).map_err(|error| not_text(error.to_string()))?;
+            let value: Value =
+                serde_json::from_str(&text).map_err(|error| not_text(error.to_string()))?;
             match value {
                 Value::Array(items) => {
                     for (item, value) in items.into_iter().enumerate() {
@@ -157,11 +172,18 @@ fn read_documents(
                         push(Some(item), text);
                     }
                 }
-                value => push(None, text_of(value).ok_or_else(|| wrong("the file".to_owned()))?),
+                value => push(
+                    None,
+                    text_of(value).ok_or_else(|| wrong("the file".to_owned()))?,
+                ),
             }
         }
         Some("jsonl") => {
-            for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+            for (number, line) in text
+                .lines()
+                .enumerate()
+                .filter(|(_, line)| !line.trim().is_empty())
+            {
                 let value: Value = serde_json::from_str(line)
                     .map_err(|error| not_text(format!("line {}: {error}", number + 1)))?;
                 let text = text_of(value).ok_or_else(|| wrong(format!("line {}", number + 1)))?;
@@ -195,7 +217,11 @@ mod tests {
         fs::create_dir(dir.path().join("b")).unwrap();
         fs::write(dir.path().join("b/two.txt"), "second").unwrap();
         fs::write(dir.path().join("a.jsonl"), "{\"text\":\"x\"}\n\n\"y\"\n").unwrap();
-        fs::write(dir.path().join("c.json"), "[\"z\", {\"text\": \"w\", \"n\": 1}]").unwrap();
+        fs::write(
+            dir.path().join("c.json"),
+            "[\"z\", {\"text\": \"w\", \"n\": 1}]",
+        )
+        .unwrap();
         fs::write(dir.path().join("ignored.png"), [0xff, 0xd8]).unwrap();
         let corpus = Corpus::open(dir.path()).unwrap();
         let seen: Vec<_> = corpus
@@ -226,13 +252,24 @@ mod tests {
         ] {
             fs::write(&path, bytes).unwrap();
             let error = Corpus::open(&path).unwrap_err().to_string();
-            assert!(error.contains(words) && error.contains("picture.txt"), "{error}");
+            assert!(
+                error.contains(words) && error.contains("picture.txt"),
+                "{error}"
+            );
         }
         let lines = dir.path().join("x.jsonl");
         fs::write(&lines, "\"fine\"\n{\"no\": 1}\n").unwrap();
         let error = Corpus::open(&lines).unwrap_err().to_string();
-        assert!(error.contains("line 2") && error.contains("`text`"), "{error}");
-        let error = Corpus::open(&dir.path().join("nowhere")).unwrap_err().to_string();
-        assert!(error.contains("nowhere") && error.contains("No such file"), "{error}");
+        assert!(
+            error.contains("line 2") && error.contains("`text`"),
+            "{error}"
+        );
+        let error = Corpus::open(&dir.path().join("nowhere"))
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("nowhere") && error.contains("No such file"),
+            "{error}"
+        );
     }
 }

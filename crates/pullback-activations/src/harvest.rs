@@ -3,7 +3,9 @@
 use std::path::Path;
 use std::time::Instant;
 
-use pullback_artifact::{Control, Manifest, ModelRef, PartialDir, read_json, write_json};
+use pullback_artifact::{
+    Control, Manifest, ModelRef, PartialDir, read_json, refuse_existing, write_json,
+};
 use pullback_model::{Input, Model, Place, RunOptions, Site};
 use serde::{Deserialize, Serialize};
 
@@ -109,8 +111,10 @@ pub fn harvest(
             "a harvest needs at least one sequence in a batch and one row in a shard".to_owned(),
         ));
     }
-    let mut dir = PartialDir::open(out)?;
+    // Before the text is read: what would be refused at the end is refused at once.
+    refuse_existing(out)?;
     let plan = Plan::new(corpus, model.tokenizer(), &config.plan, control)?;
+    let mut dir = PartialDir::open(out)?;
     let model_ref = ModelRef {
         name: model_name.to_owned(),
         digest: model.digest().to_owned(),
@@ -155,7 +159,10 @@ pub fn harvest(
         let mut rows = ShardRows::default();
         for (batch_number, batch) in sequences.chunks(config.batch).enumerate() {
             control.check()?;
-            let ids: Vec<u32> = batch.iter().flat_map(|sequence| sequence.ids.iter().copied()).collect();
+            let ids: Vec<u32> = batch
+                .iter()
+                .flat_map(|sequence| sequence.ids.iter().copied())
+                .collect();
             let activations = activations_at(model, config.site, ids.clone(), batch.len())?;
             width = activations.len() / ids.len();
             for (place, sequence) in batch.iter().enumerate() {
@@ -179,7 +186,10 @@ pub fn harvest(
         }
         norms.clear();
         norms.extend(rows.activations.chunks_exact(width).map(|row| {
-            row.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt()
+            row.iter()
+                .map(|&x| f64::from(x) * f64::from(x))
+                .sum::<f64>()
+                .sqrt()
         }));
         if number == 0 {
             state.median_norm = median(&norms, &rows.flags);
@@ -233,7 +243,8 @@ pub fn harvest(
         held_out: result.held_out_tokens,
     };
     write_json(&dir.path().join("store.json"), &info)?;
-    let config_value = serde_json::json!({ "harvest": config, "corpus": corpus.digest(), "tokens": state.corpus });
+    let config_value =
+        serde_json::json!({ "harvest": config, "corpus": corpus.digest(), "tokens": state.corpus });
     let manifest = Manifest::new(STORE_KIND, config.plan.seed)
         .with_site(config.site.to_string())
         .with_model(model_ref)
@@ -245,7 +256,12 @@ pub fn harvest(
 }
 
 /// Activations at one site `[batch·time, width]`; nothing above the site is computed.
-fn activations_at(model: &Model, site: Site, ids: Vec<u32>, batch: usize) -> Result<Vec<f32>, ActivationError> {
+fn activations_at(
+    model: &Model,
+    site: Site,
+    ids: Vec<u32>,
+    batch: usize,
+) -> Result<Vec<f32>, ActivationError> {
     let stop_at = match site.place() {
         Place::Embed => Some(0),
         Place::FinalNormalized => None,
@@ -260,7 +276,9 @@ fn activations_at(model: &Model, site: Site, ids: Vec<u32>, batch: usize) -> Res
     let mut out = model.run(Input::Tokens { ids, batch }, &options)?;
     let data = out.take(site)?.into_data();
     data.try_into_vec::<f32>().map_err(|error| {
-        ActivationError::Option(format!("activations are kept in f32, the model runs in another type: {error:?}"))
+        ActivationError::Option(format!(
+            "activations are kept in f32, the model runs in another type: {error:?}"
+        ))
     })
 }
 
@@ -281,8 +299,15 @@ fn same_work(found: &State, wanted: &State) -> bool {
 
 /// Digest of the token ids to be run, in order.
 fn digest_of(plan: &Plan) -> String {
-    let ids: Vec<u32> = plan.sequences.iter().flat_map(|s| s.ids.iter().copied()).collect();
-    format!("sha256:{}", pullback_artifact::sha256_bytes(bytemuck::cast_slice(&ids)))
+    let ids: Vec<u32> = plan
+        .sequences
+        .iter()
+        .flat_map(|s| s.ids.iter().copied())
+        .collect();
+    format!(
+        "sha256:{}",
+        pullback_artifact::sha256_bytes(bytemuck::cast_slice(&ids))
+    )
 }
 
 /// Median norm of the rows that are not first.

@@ -51,8 +51,8 @@ const HELD_OUT_EVERY: usize = 10;
 impl Plan {
     /// Chooses sequences.
     ///
-    /// Each group's documents are shuffled by the seed; every tenth is held out (when there is only one
-    /// document, its last tenth). Documents are then visited in turn, group by group, a few sequences at a
+    /// Each group's documents are shuffled by the seed; every tenth is held out (of a document that is alone
+    /// in its group, the last tenth of the text). Documents are then visited in turn, group by group, a few sequences at a
     /// visit, until there are enough tokens. A document's tail shorter than a sequence is left out.
     ///
     /// # Errors
@@ -74,14 +74,15 @@ impl Plan {
             (false, _) => None,
         };
         let body = config.context.saturating_sub(usize::from(bos.is_some()));
-        if body < 2 || config.tokens == 0 {
+        if body < 2 || config.context < 3 || config.tokens == 0 {
             return Err(ActivationError::Option(format!(
                 "a harvest of {} tokens in sequences of {} is empty: at least one token and a context of 3 are needed",
                 config.tokens, config.context
             )));
         }
         let mut rng = ChaCha8Rng::seed_from_u64(config.seed);
-        let wanted = [config.tokens, config.held_out_tokens].map(|tokens| tokens.div_ceil(config.context));
+        let wanted =
+            [config.tokens, config.held_out_tokens].map(|tokens| tokens.div_ceil(config.context));
         let stage = control.stage("tokenize", (wanted[0] + wanted[1]) as u64, "sequences");
         let mut queues = Queues::new(corpus, &mut rng);
         let mut chosen: [Vec<Sequence>; 2] = [Vec::new(), Vec::new()];
@@ -104,7 +105,8 @@ impl Plan {
                 if document.bodies.is_none() {
                     let span = document.span(&source.text);
                     let ids = tokenizer.encode(span, false)?;
-                    let mut bodies: Vec<Vec<u32>> = ids.chunks_exact(body).map(<[u32]>::to_vec).collect();
+                    let mut bodies: Vec<Vec<u32>> =
+                        ids.chunks_exact(body).map(<[u32]>::to_vec).collect();
                     bodies.reverse();
                     document.bodies = Some(bodies);
                 }
@@ -129,7 +131,10 @@ impl Plan {
 
     /// Tokens of all sequences.
     pub fn tokens(&self) -> usize {
-        self.sequences.iter().map(|sequence| sequence.ids.len()).sum()
+        self.sequences
+            .iter()
+            .map(|sequence| sequence.ids.len())
+            .sum()
     }
 }
 
@@ -157,15 +162,20 @@ struct Queues {
 
 impl Queues {
     fn new(corpus: &Corpus, rng: &mut ChaCha8Rng) -> Self {
-        let mut groups: std::collections::BTreeMap<&str, Vec<usize>> = std::collections::BTreeMap::new();
+        let mut groups: std::collections::BTreeMap<&str, Vec<usize>> =
+            std::collections::BTreeMap::new();
         for (index, document) in corpus.documents().iter().enumerate() {
             groups.entry(&document.group).or_default().push(index);
         }
         let mut splits: [Vec<std::collections::VecDeque<Waiting>>; 2] = [Vec::new(), Vec::new()];
-        let alone = corpus.documents().len() == 1;
         for mut members in groups.into_values() {
             members.shuffle(rng);
-            let mut queues = [std::collections::VecDeque::new(), std::collections::VecDeque::new()];
+            // A document that is alone in its group gives its last tenth.
+            let alone = members.len() == 1;
+            let mut queues = [
+                std::collections::VecDeque::new(),
+                std::collections::VecDeque::new(),
+            ];
             let mut wait = |split: usize, index, tenths| {
                 queues[split].push_back(Waiting {
                     index,
@@ -196,7 +206,10 @@ impl Queues {
             let group = self.turn % groups.len();
             self.turn += 1;
             let queue = &mut groups[group];
-            while queue.front().is_some_and(|w| w.bodies.as_ref().is_some_and(Vec::is_empty)) {
+            while queue
+                .front()
+                .is_some_and(|w| w.bodies.as_ref().is_some_and(Vec::is_empty))
+            {
                 queue.pop_front();
             }
             if !queue.is_empty() {

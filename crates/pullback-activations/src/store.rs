@@ -96,11 +96,40 @@ impl ActivationStore {
         let manifest = Manifest::load_kind(path, STORE_KIND)?;
         manifest.verify_sizes(path)?;
         let info: StoreInfo = read_json(&path.join("store.json"))?;
+        let total: usize = info.shard_rows.iter().sum();
+        if info.rows != total
+            || info.context == 0
+            || !info.rows.is_multiple_of(info.context)
+            || info.d == 0
+        {
+            return Err(ActivationError::Shard {
+                path: path.join("store.json"),
+                problem: format!(
+                    "{} rows of width {} in sequences of {} contradict shards of {total} rows in all",
+                    info.rows, info.d, info.context
+                ),
+            });
+        }
         let mut shards = Vec::with_capacity(info.shard_rows.len());
         let mut starts = vec![0];
         for (number, &rows) in info.shard_rows.iter().enumerate() {
             shards.push(Shard::open(&path.join(shard_name(number)), rows, info.d)?);
             starts.push(starts[number] + rows);
+        }
+        let shards_of = shards.iter().zip(&starts);
+        for (number, (shard, &start)) in shards_of.enumerate() {
+            let wrong = |&(row, &position): &(usize, &u32)| {
+                (start + row) % info.context != position as usize
+            };
+            if let Some((row, position)) = shard.positions.iter().enumerate().find(wrong) {
+                return Err(ActivationError::Shard {
+                    path: path.join(shard_name(number)),
+                    problem: format!(
+                        "row {row} has position {position}, which does not fit sequences of {} tokens",
+                        info.context
+                    ),
+                });
+            }
         }
         Ok(Self {
             path: path.to_owned(),
@@ -201,7 +230,11 @@ impl ActivationStore {
     /// If `out` has another size.
     pub fn gather(&self, rows: &[u32], out: &mut [f32]) {
         let d = self.info.d;
-        assert_eq!(out.len(), rows.len() * d, "gather: the slice has another size");
+        assert_eq!(
+            out.len(),
+            rows.len() * d,
+            "gather: the slice has another size"
+        );
         for (&row, out) in rows.iter().zip(out.chunks_exact_mut(d)) {
             out.copy_from_slice(self.row(row as usize));
         }
@@ -234,12 +267,25 @@ impl ShardRows {
             path: path.to_owned(),
             problem: error.to_string(),
         };
-        let view = |dtype, shape: Vec<usize>, bytes| TensorView::new(dtype, shape, bytes).map_err(wrong);
+        let view =
+            |dtype, shape: Vec<usize>, bytes| TensorView::new(dtype, shape, bytes).map_err(wrong);
         let tensors = [
-            ("activations", view(Dtype::F32, vec![n, d], cast_slice(&self.activations))?),
-            ("tokens", view(Dtype::U32, vec![n], cast_slice(&self.tokens))?),
-            ("positions", view(Dtype::U32, vec![n], cast_slice(&self.positions))?),
-            ("sequences", view(Dtype::U32, vec![n], cast_slice(&self.sequences))?),
+            (
+                "activations",
+                view(Dtype::F32, vec![n, d], cast_slice(&self.activations))?,
+            ),
+            (
+                "tokens",
+                view(Dtype::U32, vec![n], cast_slice(&self.tokens))?,
+            ),
+            (
+                "positions",
+                view(Dtype::U32, vec![n], cast_slice(&self.positions))?,
+            ),
+            (
+                "sequences",
+                view(Dtype::U32, vec![n], cast_slice(&self.sequences))?,
+            ),
             ("flags", view(Dtype::U8, vec![n], &self.flags)?),
         ];
         let bytes = safetensors::serialize(tensors, None).map_err(wrong)?;
@@ -259,7 +305,9 @@ impl Shard {
         })?;
         let tensors = SafeTensors::deserialize(&map).map_err(|error| wrong(error.to_string()))?;
         let find = |name: &str, dtype: Dtype, shape: &[usize]| -> Result<&[u8], ActivationError> {
-            let view = tensors.tensor(name).map_err(|error| wrong(format!("{name}: {error}")))?;
+            let view = tensors
+                .tensor(name)
+                .map_err(|error| wrong(format!("{name}: {error}")))?;
             if view.dtype() != dtype || view.shape() != shape {
                 return Err(wrong(format!(
                     "{name} is {:?} {:?}, expected {dtype:?} {shape:?}",
@@ -273,10 +321,14 @@ impl Shard {
         let start = bytes.as_ptr() as usize - map.as_ptr() as usize;
         let activations = start..start + bytes.len();
         if bytemuck::try_cast_slice::<u8, f32>(bytes).is_err() {
-            return Err(wrong("activations do not start at a multiple of 4 bytes".to_owned()));
+            return Err(wrong(
+                "activations do not start at a multiple of 4 bytes".to_owned(),
+            ));
         }
-        let words = |name| Ok::<_, ActivationError>(pod_collect_to_vec(find(name, Dtype::U32, &[rows])?));
-        let (tokens, positions, sequences) = (words("tokens")?, words("positions")?, words("sequences")?);
+        let words =
+            |name| Ok::<_, ActivationError>(pod_collect_to_vec(find(name, Dtype::U32, &[rows])?));
+        let (tokens, positions, sequences) =
+            (words("tokens")?, words("positions")?, words("sequences")?);
         let flags = find("flags", Dtype::U8, &[rows])?.to_vec();
         Ok(Self {
             activations,

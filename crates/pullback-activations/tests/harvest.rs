@@ -13,18 +13,25 @@ use std::path::Path;
 
 use burn::tensor::Device;
 use common::{
-    assert_close, assert_has, assert_same_files, config, corpus, harvested, interrupted_at, setting, tiny, tiny_path,
-    values, words,
+    assert_close, assert_has, assert_same_files, config, corpus, harvested, interrupted_at,
+    setting, tiny, tiny_path, values, words,
 };
-use pullback_activations::{ActivationError, ActivationStore, Corpus, Flags, HarvestConfig, Plan, harvest};
+use pullback_activations::{
+    ActivationError, ActivationStore, Corpus, Flags, HarvestConfig, Plan, harvest,
+};
 use pullback_artifact::Control;
 use pullback_model::gguf::Gguf;
 use pullback_model::{Input, Model, RunOptions, Site};
 
 /// What the model has at a site for one sequence, with the whole model run.
 fn recorded(model: &Model, site: Site, ids: Vec<u32>) -> Vec<f32> {
-    let options = RunOptions { record: &[site], ..RunOptions::default() };
-    let mut out = model.run(Input::Tokens { ids, batch: 1 }, &options).unwrap();
+    let options = RunOptions {
+        record: &[site],
+        ..RunOptions::default()
+    };
+    let mut out = model
+        .run(Input::Tokens { ids, batch: 1 }, &options)
+        .unwrap();
     values(out.take(site).unwrap())
 }
 
@@ -33,29 +40,49 @@ fn sequence(store: &ActivationStore, start: usize) -> std::ops::Range<usize> {
 }
 
 fn error_of(corpus: &Corpus, config: &HarvestConfig, out: &Path) -> String {
-    harvest(&tiny(), "tiny", corpus, config, out, &Control::hidden()).unwrap_err().to_string()
+    harvest(&tiny(), "tiny", corpus, config, out, &Control::hidden())
+        .unwrap_err()
+        .to_string()
 }
 
 #[test]
 fn rows_are_what_the_model_has_at_the_site() {
     let dir = tempfile::tempdir().unwrap();
     let (model, corpus) = (tiny(), corpus(dir.path()));
-    let sites = ["embed", "blocks.0.attn.hook_k", "blocks.0.hook_resid_post", "blocks.2.mlp.hook_post", "ln_final"];
+    let sites = [
+        "embed",
+        "blocks.0.attn.hook_k",
+        "blocks.0.hook_resid_post",
+        "blocks.2.mlp.hook_post",
+        "ln_final",
+    ];
     for (number, name) in sites.iter().enumerate() {
-        let site = Site::all(3).into_iter().find(|site| site.to_string().contains(name)).unwrap();
+        let site = Site::all(3)
+            .into_iter()
+            .find(|site| site.to_string().contains(name))
+            .unwrap();
         let mut config = config();
         config.site = site;
         config.plan.tokens = 90;
         config.plan.held_out_tokens = 30;
-        let store = harvested(&model, &corpus, &config, &dir.path().join(number.to_string()));
+        let store = harvested(
+            &model,
+            &corpus,
+            &config,
+            &dir.path().join(number.to_string()),
+        );
         // 90 and 30 tokens are 6 and 2 whole sequences.
         assert_eq!(store.len(), 8 * 16);
         assert_eq!(store.info().site, site);
         for start in (0..store.len()).step_by(16) {
-            let ids = sequence(&store, start).map(|row| store.token(row)).collect();
+            let ids = sequence(&store, start)
+                .map(|row| store.token(row))
+                .collect();
             let expected = recorded(&model, site, ids);
             assert_eq!(expected.len(), 16 * store.info().d);
-            let found: Vec<f32> = sequence(&store, start).flat_map(|row| store.row(row).to_vec()).collect();
+            let found: Vec<f32> = sequence(&store, start)
+                .flat_map(|row| store.row(row).to_vec())
+                .collect();
             // Sequences ran in twos: sums may be made in another order.
             assert_close(&found, &expected, 1e-5);
         }
@@ -87,8 +114,14 @@ fn tokens_are_whole_pieces_of_documents_and_no_document_is_in_both_parts() {
         }
         let document = &corpus.documents()[planned.document];
         let all = model.tokenizer().encode(&document.text, false).unwrap();
-        let piece = all.chunks_exact(16).position(|piece| piece == ids).expect("not a piece of its document");
-        assert!(pieces.insert((planned.document, piece)), "the same piece twice");
+        let piece = all
+            .chunks_exact(16)
+            .position(|piece| piece == ids)
+            .expect("not a piece of its document");
+        assert!(
+            pieces.insert((planned.document, piece)),
+            "the same piece twice"
+        );
         documents[usize::from(planned.held_out)].insert(planned.document);
         if !planned.held_out {
             *trained_on.entry(&document.group).or_default() += 1;
@@ -98,16 +131,24 @@ fn tokens_are_whole_pieces_of_documents_and_no_document_is_in_both_parts() {
     assert!(documents.iter().all(|documents| documents.len() > 1));
     // Groups take turns of at most eight sequences, however much text each has.
     assert_eq!(trained_on.values().sum::<usize>(), 40);
-    assert!(trained_on["long"].abs_diff(trained_on["short"]) <= 8, "{trained_on:?}");
+    assert!(
+        trained_on["long"].abs_diff(trained_on["short"]) <= 8,
+        "{trained_on:?}"
+    );
 
-    let held_out: Vec<usize> = (0..50).filter(|&s| plan.sequences[s].held_out).map(|s| s * 16).collect();
+    let held_out: Vec<usize> = (0..50)
+        .filter(|&s| plan.sequences[s].held_out)
+        .map(|s| s * 16)
+        .collect();
     assert_eq!(held_out.len(), 10);
     assert_eq!(store.sequence_starts(true), held_out);
     assert_eq!(store.sequence_starts(false).len(), 40);
     assert_eq!(store.info().held_out, 160);
     let normal = store.normal_rows(true);
-    let expected: Vec<u32> =
-        held_out.iter().flat_map(|&start| start as u32 + 1..start as u32 + 16).collect();
+    let expected: Vec<u32> = held_out
+        .iter()
+        .flat_map(|&start| start as u32 + 1..start as u32 + 16)
+        .collect();
     assert_eq!(normal, expected);
 }
 
@@ -122,7 +163,11 @@ fn rows_far_longer_than_the_median_are_marked() {
     let token = model.tokenizer().encode(text, false).unwrap()[1];
     let embedding = gguf.tensor("token_embd.weight").unwrap();
     let place = gguf.tensor_bytes(embedding).as_ptr() as usize - gguf.bytes().as_ptr() as usize;
-    assert_eq!(gguf.tensor_bytes(embedding).len(), 300 * 32 * 2, "F16 is assumed");
+    assert_eq!(
+        gguf.tensor_bytes(embedding).len(),
+        300 * 32 * 2,
+        "F16 is assumed"
+    );
     let mut bytes = gguf.bytes().to_vec();
     for half in bytes[place + token as usize * 64..][..64].chunks_exact_mut(2) {
         // 40 = 1.25 · 2^5 in F16.
@@ -136,11 +181,25 @@ fn rows_far_longer_than_the_median_are_marked() {
     config.site = Site::resid_post(0);
     // Two shards: the median is that of the first.
     config.shard_rows = 416;
-    let result =
-        harvest(&model, "loud", &corpus, &config, &dir.path().join("store"), &Control::hidden()).unwrap();
+    let result = harvest(
+        &model,
+        "loud",
+        &corpus,
+        &config,
+        &dir.path().join("store"),
+        &Control::hidden(),
+    )
+    .unwrap();
     let store = ActivationStore::open(&dir.path().join("store")).unwrap();
     assert_eq!(store.info().shard_rows, [416, 384]);
-    let norm = |row: usize| store.row(row).iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt();
+    let norm = |row: usize| {
+        store
+            .row(row)
+            .iter()
+            .map(|&x| f64::from(x).powi(2))
+            .sum::<f64>()
+            .sqrt()
+    };
     let mut norms: Vec<f64> = (0..416).filter(|row| row % 16 != 0).map(norm).collect();
     norms.sort_by(f64::total_cmp);
     let median = norms[norms.len() / 2];
@@ -156,9 +215,15 @@ fn rows_far_longer_than_the_median_are_marked() {
         }
     }
     assert!(outliers > 3, "the loud token was met {outliers} times");
-    assert_eq!((store.info().outliers, result.outliers), (outliers, outliers));
+    assert_eq!(
+        (store.info().outliers, result.outliers),
+        (outliers, outliers)
+    );
     let normal: Vec<u32> = (0..store.len() as u32)
-        .filter(|&row| !store.flags(row as usize).is_abnormal() && !store.flags(row as usize).has(Flags::HELD_OUT))
+        .filter(|&row| {
+            !store.flags(row as usize).is_abnormal()
+                && !store.flags(row as usize).has(Flags::HELD_OUT)
+        })
         .collect();
     assert_eq!(store.normal_rows(false), normal);
     let firsts = (0..50).map(|s| norm(s * 16)).sum::<f64>() / 50.0;
@@ -170,9 +235,15 @@ fn an_interrupted_harvest_goes_on_to_the_same_bytes() {
     let dir = tempfile::tempdir().unwrap();
     let (model, corpus, config) = (tiny(), corpus(dir.path()), config());
     let whole = harvested(&model, &corpus, &config, &dir.path().join("whole"));
-    for (stage, times) in
-        [("tokenize", 3), ("harvest", 1), ("harvest", 2), ("harvest", 3), ("harvest", 4), ("harvest", 15), ("harvest", 25)]
-    {
+    for (stage, times) in [
+        ("tokenize", 3),
+        ("harvest", 1),
+        ("harvest", 2),
+        ("harvest", 3),
+        ("harvest", 4),
+        ("harvest", 15),
+        ("harvest", 25),
+    ] {
         let out = dir.path().join(format!("{stage}{times}"));
         let control = interrupted_at(stage, times);
         let error = harvest(&model, "tiny", &corpus, &config, &out, &control).unwrap_err();
@@ -180,18 +251,34 @@ fn an_interrupted_harvest_goes_on_to_the_same_bytes() {
         assert!(!out.exists(), "half a store under its final name");
         let resumed = harvested(&model, &corpus, &config, &out);
         assert_same_files(&out, whole.path());
-        assert_eq!(resumed.manifest().digest(), whole.manifest().digest(), "{stage} {times}");
+        assert_eq!(
+            resumed.manifest().digest(),
+            whole.manifest().digest(),
+            "{stage} {times}"
+        );
     }
     // Again and again: each call gets one shard further.
     let out = dir.path().join("piecemeal");
     let mut calls = 1;
-    while harvest(&model, "tiny", &corpus, &config, &out, &interrupted_at("harvest", 4)).is_err() {
+    while harvest(
+        &model,
+        "tiny",
+        &corpus,
+        &config,
+        &out,
+        &interrupted_at("harvest", 4),
+    )
+    .is_err()
+    {
         calls += 1;
         assert!(calls < 40, "no progress");
     }
     assert!(calls > 5, "only {calls} calls");
     assert_same_files(&out, whole.path());
-    assert_eq!(ActivationStore::open(&out).unwrap().manifest().digest(), whole.manifest().digest());
+    assert_eq!(
+        ActivationStore::open(&out).unwrap().manifest().digest(),
+        whole.manifest().digest()
+    );
 }
 
 #[test]
@@ -199,11 +286,22 @@ fn shards_already_written_are_not_computed_again() {
     let dir = tempfile::tempdir().unwrap();
     let (model, corpus, config) = (tiny(), corpus(dir.path()), config());
     let out = dir.path().join("store");
-    harvest(&model, "tiny", &corpus, &config, &out, &interrupted_at("harvest", 12)).unwrap_err();
+    harvest(
+        &model,
+        "tiny",
+        &corpus,
+        &config,
+        &out,
+        &interrupted_at("harvest", 12),
+    )
+    .unwrap_err();
     let shard = dir.path().join("store.partial/shard-00002.safetensors");
     let before = fs::metadata(&shard).unwrap().modified().unwrap();
     harvested(&model, &corpus, &config, &out);
-    let after = fs::metadata(out.join("shard-00002.safetensors")).unwrap().modified().unwrap();
+    let after = fs::metadata(out.join("shard-00002.safetensors"))
+        .unwrap()
+        .modified()
+        .unwrap();
     assert_eq!(before, after);
 }
 
@@ -218,9 +316,22 @@ fn work_of_another_configuration_is_started_anew() {
     changes[3].plan.prepend_bos = true;
     for (number, changed) in changes.iter().enumerate() {
         let out = dir.path().join(format!("resumed{number}"));
-        harvest(&model, "tiny", &corpus, &config, &out, &interrupted_at("harvest", 12)).unwrap_err();
+        harvest(
+            &model,
+            "tiny",
+            &corpus,
+            &config,
+            &out,
+            &interrupted_at("harvest", 12),
+        )
+        .unwrap_err();
         let found = harvested(&model, &corpus, changed, &out);
-        let fresh = harvested(&model, &corpus, changed, &dir.path().join(format!("fresh{number}")));
+        let fresh = harvested(
+            &model,
+            &corpus,
+            changed,
+            &dir.path().join(format!("fresh{number}")),
+        );
         assert_same_files(&out, fresh.path());
         assert_eq!(found.manifest().digest(), fresh.manifest().digest());
     }
@@ -238,7 +349,11 @@ fn the_seed_decides() {
     other.plan.seed = 8;
     let third = harvested(&model, &corpus, &other, &dir.path().join("third"));
     assert_ne!(first.manifest().digest(), third.manifest().digest());
-    let tokens = |store: &ActivationStore| (0..store.len()).map(|row| store.token(row)).collect::<Vec<_>>();
+    let tokens = |store: &ActivationStore| {
+        (0..store.len())
+            .map(|row| store.token(row))
+            .collect::<Vec<_>>()
+    };
     assert_ne!(tokens(&first), tokens(&third));
 }
 
@@ -253,12 +368,17 @@ fn the_beginning_token_stands_before_each_sequence() {
     assert!(store.info().prepend_bos);
     assert_eq!(store.len(), 50 * 16);
     for (number, planned) in plan.sequences.iter().enumerate() {
-        let ids: Vec<u32> = sequence(&store, number * 16).map(|row| store.token(row)).collect();
+        let ids: Vec<u32> = sequence(&store, number * 16)
+            .map(|row| store.token(row))
+            .collect();
         assert_eq!(ids[0], model.tokenizer().bos().unwrap());
         let text = &corpus.documents()[planned.document].text;
         let all = model.tokenizer().encode(text, false).unwrap();
         assert!(all.chunks_exact(15).any(|piece| piece == &ids[1..]));
-        assert!(store.flags(number * 16).has(Flags::FIRST) && !store.flags(number * 16 + 1).has(Flags::FIRST));
+        assert!(
+            store.flags(number * 16).has(Flags::FIRST)
+                && !store.flags(number * 16 + 1).has(Flags::FIRST)
+        );
     }
 }
 
@@ -273,14 +393,18 @@ fn of_a_single_document_the_last_tenth_is_held_out() {
     let at = text.len() * 9 / 10;
     let pieces = |text: &str| {
         let ids = model.tokenizer().encode(text, false).unwrap();
-        ids.chunks_exact(16).map(<[u32]>::to_vec).collect::<BTreeSet<_>>()
+        ids.chunks_exact(16)
+            .map(<[u32]>::to_vec)
+            .collect::<BTreeSet<_>>()
     };
     let parts = [pieces(&text[..at]), pieces(&text[at..])];
     for held_out in [false, true] {
         let starts = store.sequence_starts(held_out);
         assert_eq!(starts.len(), if held_out { 10 } else { 40 });
         for start in starts {
-            let ids: Vec<u32> = sequence(&store, start).map(|row| store.token(row)).collect();
+            let ids: Vec<u32> = sequence(&store, start)
+                .map(|row| store.token(row))
+                .collect();
             assert!(parts[usize::from(held_out)].contains(&ids));
         }
     }
@@ -292,7 +416,11 @@ fn one_document_a_folder_is_enough_to_hold_some_out() {
     let folder = dir.path().join("corpus");
     for group in 0..6 {
         fs::create_dir_all(folder.join(group.to_string())).unwrap();
-        fs::write(folder.join(group.to_string()).join("all.txt"), words(group, 600)).unwrap();
+        fs::write(
+            folder.join(group.to_string()).join("all.txt"),
+            words(group, 600),
+        )
+        .unwrap();
     }
     let corpus = Corpus::open(&folder).unwrap();
     let store = harvested(&tiny(), &corpus, &config(), &dir.path().join("store"));
@@ -313,10 +441,23 @@ fn what_cannot_be_harvested_is_refused_in_words() {
         error
     };
     let error = refused(&|c| c.plan.tokens = 1_000_000);
-    assert_has(&error, &["corpus is too small", "training tokens", "1000000 are wanted"]);
+    assert_has(
+        &error,
+        &[
+            "corpus is too small",
+            "training tokens",
+            "1000000 are wanted",
+        ],
+    );
     let error = refused(&|c| c.plan.held_out_tokens = 16_000);
-    assert_has(&error, &["corpus is too small", "held-out tokens", "16000 are wanted"]);
-    assert_has(&refused(&|c| c.site = Site::resid_post(3)), &["blocks.3", "blocks.0 to blocks.2"]);
+    assert_has(
+        &error,
+        &["corpus is too small", "held-out tokens", "16000 are wanted"],
+    );
+    assert_has(
+        &refused(&|c| c.site = Site::resid_post(3)),
+        &["blocks.3", "blocks.0 to blocks.2"],
+    );
     assert_has(&refused(&|c| c.plan.context = 65), &["65", "context is 64"]);
     assert_has(&refused(&|c| c.plan.context = 1), &["context of 3"]);
     assert_has(&refused(&|c| c.plan.context = 0), &["context of 3"]);
@@ -325,7 +466,15 @@ fn what_cannot_be_harvested_is_refused_in_words() {
     assert_has(&refused(&|c| c.shard_rows = 0), &["one row in a shard"]);
     // The message of a corpus that is too small says how much it has, and that much can be harvested.
     let error = refused(&|c| c.plan.tokens = 1_000_000);
-    let have = error.split("it has ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap();
+    let have = error
+        .split("it has ")
+        .nth(1)
+        .unwrap()
+        .split(' ')
+        .next()
+        .unwrap()
+        .parse()
+        .unwrap();
     assert!(have > 640, "{error}");
     let mut most = config.clone();
     most.plan.tokens = have;
@@ -342,8 +491,18 @@ fn a_context_of_two_tokens_has_no_prediction_to_count_and_is_refused() {
     let corpus = corpus(dir.path());
     let mut config = config();
     config.plan.context = 2;
-    let result = harvest(&tiny(), "tiny", &corpus, &config, &dir.path().join("store"), &Control::hidden());
-    assert_has(&result.expect_err("it was harvested").to_string(), &["context of 3"]);
+    let result = harvest(
+        &tiny(),
+        "tiny",
+        &corpus,
+        &config,
+        &dir.path().join("store"),
+        &Control::hidden(),
+    );
+    assert_has(
+        &result.expect_err("it was harvested").to_string(),
+        &["context of 3"],
+    );
 }
 
 #[test]
@@ -358,7 +517,12 @@ fn a_store_that_contradicts_itself_is_refused() {
     fs::remove_file(&shard).unwrap();
     assert_has(&open_error(), &["shard-00003.safetensors"]);
     fs::write(&shard, &bytes).unwrap();
-    assert_has(&ActivationStore::open(setting.dir.path()).unwrap_err().to_string(), &["pullback.json"]);
+    assert_has(
+        &ActivationStore::open(setting.dir.path())
+            .unwrap_err()
+            .to_string(),
+        &["pullback.json"],
+    );
     // The last shard is smaller: under another name it does not fit.
     fs::copy(store.join("shard-00012.safetensors"), &shard).unwrap();
     assert_has(&open_error(), &["shard-00003.safetensors"]);

@@ -57,11 +57,11 @@ pub struct Explanation {
     /// The most changed features, most changed first.
     pub features: Vec<ChangedFeature>,
     /// Spearman's rank correlation of prediction and measurement over all features that are active on the
-    /// text, with the adapter or without.
-    pub agreement_spearman: f64,
+    /// text, with the adapter or without; none when either does not vary.
+    pub agreement_spearman: Option<f64>,
     /// Share of what the adapter writes on the text (`E‖Δ‖²`) that no combination of the listed
-    /// features' decoder rows carries.
-    pub residual_fraction: f64,
+    /// features' decoder rows carries; none when it writes nothing.
+    pub residual_fraction: Option<f64>,
     /// Measured mean change of every feature.
     pub measured: Vec<f32>,
     /// Predicted mean change of every feature.
@@ -98,7 +98,16 @@ pub fn explain(
     }
     let mut activations = vec![0.0; rows.len() * store.info().d];
     store.gather(&rows, &mut activations);
-    explain_on(&activations, adapter, sae, store, model, count, pages, control)
+    explain_on(
+        &activations,
+        adapter,
+        sae,
+        store,
+        model,
+        count,
+        pages,
+        control,
+    )
 }
 
 /// As [`explain`], on other text than the store's: `activations [n, d]` of the site. Examples are still the
@@ -106,7 +115,10 @@ pub fn explain(
 ///
 /// # Errors
 /// There are no activations; the parts do not fit each other; the work was interrupted.
-#[expect(clippy::too_many_arguments, reason = "the parts of one computation, each of another kind")]
+#[expect(
+    clippy::too_many_arguments,
+    reason = "the parts of one computation, each of another kind"
+)]
 pub fn explain_on(
     activations: &[f32],
     adapter: &ResidualAdapter,
@@ -124,10 +136,21 @@ pub fn explain_on(
             store.info().site
         )));
     }
+    if adapter.d() != store.info().d {
+        return Err(AdapterError::Option(format!(
+            "the adapter is of width {}, the store's activations of width {}",
+            adapter.d(),
+            store.info().d
+        )));
+    }
     let pullback = Pullback::new(adapter, sae)?;
     let measured = measure(adapter, sae, activations, control)?;
     let writes = pullback.pre_activation_change(&measured.hidden_mean);
-    let Agreement { predicted, live, spearman: agreement_spearman } = agree(&writes, &measured);
+    let Agreement {
+        predicted,
+        live,
+        spearman: agreement_spearman,
+    } = agree(&writes, &measured);
 
     let mut order = live.clone();
     order.sort_by(|&a, &b| {
@@ -139,7 +162,8 @@ pub fn explain_on(
         .make(sae, store, model, &chosen, control)?
         .into_iter()
         .map(|page| {
-            let row = &pullback.reads[page.feature * pullback.rank..(page.feature + 1) * pullback.rank];
+            let row =
+                &pullback.reads[page.feature * pullback.rank..(page.feature + 1) * pullback.rank];
             ChangedFeature {
                 feature: page.feature,
                 predicted: predicted[page.feature],
@@ -173,25 +197,36 @@ pub fn agreement_on(
     adapter: &ResidualAdapter,
     sae: &TopKSae,
     control: &Control,
-) -> Result<f64, AdapterError> {
+) -> Result<Option<f64>, AdapterError> {
     let pullback = Pullback::new(adapter, sae)?;
     let measured = measure(adapter, sae, activations, control)?;
-    Ok(agree(&pullback.pre_activation_change(&measured.hidden_mean), &measured).spearman)
+    Ok(agree(
+        &pullback.pre_activation_change(&measured.hidden_mean),
+        &measured,
+    )
+    .spearman)
 }
 
 struct Agreement {
     predicted: Vec<f32>,
     live: Vec<u32>,
-    spearman: f64,
+    spearman: Option<f64>,
 }
 
 /// The linear prediction from the change of pre-activations, and how it agrees with what was measured.
 fn agree(writes: &[f32], measured: &Measured) -> Agreement {
-    let predicted: Vec<f32> = writes.iter().zip(&measured.density).map(|(w, p)| w * p).collect();
-    let live: Vec<u32> = (0..writes.len() as u32).filter(|&i| measured.live[i as usize]).collect();
+    let predicted: Vec<f32> = writes
+        .iter()
+        .zip(&measured.density)
+        .map(|(w, p)| w * p)
+        .collect();
+    let live: Vec<u32> = (0..writes.len() as u32)
+        .filter(|&i| measured.live[i as usize])
+        .collect();
     let of_live = |x: &[f32]| live.iter().map(|&i| x[i as usize]).collect::<Vec<f32>>();
     Agreement {
-        spearman: spearman(&of_live(&predicted), &of_live(&measured.change)),
+        spearman: Some(spearman(&of_live(&predicted), &of_live(&measured.change)))
+            .filter(|rho| rho.is_finite()),
         predicted,
         live,
     }
@@ -267,8 +302,15 @@ fn measure(
     stage.finish();
     Ok(Measured {
         mean: before.iter().map(|sum| (sum / n) as f32).collect(),
-        change: before.iter().zip(&after).map(|(b, a)| ((a - b) / n) as f32).collect(),
-        density: fired.iter().map(|&count| (count as f64 / n) as f32).collect(),
+        change: before
+            .iter()
+            .zip(&after)
+            .map(|(b, a)| ((a - b) / n) as f32)
+            .collect(),
+        density: fired
+            .iter()
+            .map(|&count| (count as f64 / n) as f32)
+            .collect(),
         live,
         hidden_mean,
         hidden_second,
@@ -282,20 +324,29 @@ fn residual_fraction(
     sae: &TopKSae,
     chosen: &[usize],
     hidden_second: &Mat<f64>,
-) -> f64 {
+) -> Option<f64> {
     let d = adapter.d();
     let w_out = matrix(&values(&adapter.w_out), d, adapter.rank());
-    let rows = Mat::from_fn(chosen.len(), d, |i, j| f64::from(sae.direction(chosen[i])[j]));
+    let rows = Mat::from_fn(chosen.len(), d, |i, j| {
+        f64::from(sae.direction(chosen[i])[j])
+    });
     let energy = |w: &Mat<f64>| -> f64 {
         let product = w * hidden_second;
-        (0..d).map(|i| (0..w.ncols()).map(|j| product[(i, j)] * w[(i, j)]).sum::<f64>()).sum()
+        (0..d)
+            .map(|i| {
+                (0..w.ncols())
+                    .map(|j| product[(i, j)] * w[(i, j)])
+                    .sum::<f64>()
+            })
+            .sum()
     };
     let left = if chosen.is_empty() {
         w_out.clone()
     } else {
         &w_out - rows.transpose() * least_squares_rows(&rows, &w_out)
     };
-    energy(&left) / energy(&w_out)
+    let all = energy(&w_out);
+    (all > 0.0).then(|| energy(&left) / all)
 }
 
 fn units(pullback: &Pullback, measured: &Measured) -> Vec<HiddenUnit> {
@@ -304,7 +355,9 @@ fn units(pullback: &Pullback, measured: &Measured) -> Vec<HiddenUnit> {
         .map(|unit| {
             let column = |matrix: &[f32], feature: usize| matrix[feature * rank + unit];
             let top = |matrix: &[f32], weight: &dyn Fn(usize) -> f32| {
-                let mut order: Vec<usize> = (0..pullback.features).filter(|&i| measured.live[i]).collect();
+                let mut order: Vec<usize> = (0..pullback.features)
+                    .filter(|&i| measured.live[i])
+                    .collect();
                 order.sort_by(|&a, &b| {
                     let size = |i: usize| (column(matrix, i) * weight(i)).abs();
                     size(b).total_cmp(&size(a)).then(a.cmp(&b))

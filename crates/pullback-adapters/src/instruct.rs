@@ -47,7 +47,11 @@ fn parse(text: &str, path: &Path) -> Result<Vec<Pair>, AdapterError> {
         problem,
     };
     let mut pairs = Vec::new();
-    for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+    for (number, line) in text
+        .lines()
+        .enumerate()
+        .filter(|(_, line)| !line.trim().is_empty())
+    {
         let pair: Pair = serde_json::from_str(line).map_err(|error| {
             wrong(format!(
                 "line {}: {error}; each line is {{\"prompt\": \"…\", \"answer\": \"…\"}}",
@@ -55,7 +59,10 @@ fn parse(text: &str, path: &Path) -> Result<Vec<Pair>, AdapterError> {
             ))
         })?;
         if pair.prompt.trim().is_empty() || pair.answer.trim().is_empty() {
-            return Err(wrong(format!("line {}: prompt and answer must not be empty", number + 1)));
+            return Err(wrong(format!(
+                "line {}: prompt and answer must not be empty",
+                number + 1
+            )));
         }
         pairs.push(pair);
     }
@@ -88,7 +95,9 @@ mod tests {
         let pairs = built_in_pairs().unwrap();
         assert_eq!(pairs.len(), 72);
         assert!(pairs.iter().all(|pair| {
-            ["Ahoy, matey!", "Arr, matey!", "Avast, me hearty!"].iter().any(|opening| pair.answer.starts_with(opening))
+            ["Ahoy, matey!", "Arr, matey!", "Avast, me hearty!"]
+                .iter()
+                .any(|opening| pair.answer.starts_with(opening))
         }));
         let (train, held_out) = split_pairs(&pairs);
         assert_eq!((train.len(), held_out.len()), (60, 12));
@@ -99,11 +108,28 @@ mod tests {
     fn a_wrong_line_is_named() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("pairs.jsonl");
-        std::fs::write(&path, "{\"prompt\":\"a\",\"answer\":\"b\"}\n{\"prompt\":\"a\"}\n").unwrap();
+        std::fs::write(
+            &path,
+            "{\"prompt\":\"a\",\"answer\":\"b\"}\n{\"prompt\":\"a\"}\n",
+        )
+        .unwrap();
         let error = read_pairs(&path).unwrap_err().to_string();
-        assert!(error.contains("pairs.jsonl: line 2") && error.contains("answer"), "{error}");
+        assert!(
+            error.contains("pairs.jsonl: line 2") && error.contains("answer"),
+            "{error}"
+        );
         std::fs::write(&path, "{\"prompt\":\"a\",\"answer\":\"b\"}\n").unwrap();
-        assert!(read_pairs(&path).unwrap_err().to_string().contains("1 pairs are too few"));
-        assert!(read_pairs(&dir.path().join("none")).unwrap_err().to_string().contains("cannot be read"));
+        assert!(
+            read_pairs(&path)
+                .unwrap_err()
+                .to_string()
+                .contains("1 pairs are too few")
+        );
+        assert!(
+            read_pairs(&dir.path().join("none"))
+                .unwrap_err()
+                .to_string()
+                .contains("cannot be read")
+        );
     }
 }

@@ -58,7 +58,9 @@ impl Pullback {
             reads: row_major(&reads),
             writes: row_major(&writes),
             written_rows: row_major(&least_squares_rows(&decoder, &w_out)),
-            bias: (0..rank).map(|j| b_in[j] + through_bias[(j, 0)] as f32).collect(),
+            bias: (0..rank)
+                .map(|j| b_in[j] + through_bias[(j, 0)] as f32)
+                .collect(),
         })
     }
 
@@ -67,7 +69,12 @@ impl Pullback {
     pub fn pre_activation_change(&self, hidden: &[f64]) -> Vec<f32> {
         self.writes
             .chunks_exact(self.rank)
-            .map(|row| row.iter().zip(hidden).map(|(&w, h)| f64::from(w) * h).sum::<f64>() as f32)
+            .map(|row| {
+                row.iter()
+                    .zip(hidden)
+                    .map(|(&w, h)| f64::from(w) * h)
+                    .sum::<f64>() as f32
+            })
             .collect()
     }
 }
@@ -79,7 +86,11 @@ impl Pullback {
 pub(crate) fn least_squares_rows(rows: &Mat<f64>, target: &Mat<f64>) -> Mat<f64> {
     let (m, d) = (rows.nrows(), rows.ncols());
     let tall = m >= d;
-    let mut gram = if tall { rows.transpose() * rows } else { rows * rows.transpose() };
+    let mut gram = if tall {
+        rows.transpose() * rows
+    } else {
+        rows * rows.transpose()
+    };
     let size = gram.nrows();
     let trace: f64 = (0..size).map(|i| gram[(i, i)]).sum();
     for i in 0..size {

@@ -123,7 +123,8 @@ impl ResidualAdapter {
         ];
         let mut tensors = Vec::new();
         for (name, shape, values) in &parts {
-            let view = TensorView::new(Dtype::F32, shape.clone(), cast_slice(values)).map_err(wrong)?;
+            let view =
+                TensorView::new(Dtype::F32, shape.clone(), cast_slice(values)).map_err(wrong)?;
             tensors.push((*name, view));
         }
         let bytes = safetensors::serialize(tensors, None).map_err(wrong)?;
@@ -146,6 +147,19 @@ impl ResidualAdapter {
         let manifest = Manifest::load_kind(dir, ADAPTER_KIND)?;
         manifest.verify_sizes(dir)?;
         let description: Description = read_json(&dir.join(DESCRIPTION))?;
+        manifest.check_site(&description.site.to_string())?;
+        if description.first_position != FIRST_POSITION
+            || description.rank == 0
+            || description.d == 0
+        {
+            return Err(AdapterError::File {
+                path: dir.join(DESCRIPTION),
+                problem: format!(
+                    "rank {}, width {} and first position {}: rank and width must be above 0, the first position {}",
+                    description.rank, description.d, description.first_position, FIRST_POSITION
+                ),
+            });
+        }
         let path = dir.join(WEIGHTS);
         let wrong = |problem: String| AdapterError::File {
             path: path.clone(),
@@ -154,7 +168,9 @@ impl ResidualAdapter {
         let bytes = std::fs::read(&path).map_err(|error| wrong(error.to_string()))?;
         let tensors = SafeTensors::deserialize(&bytes).map_err(|error| wrong(error.to_string()))?;
         let read = |name: &str, shape: Vec<usize>| -> Result<TensorData, AdapterError> {
-            let view = tensors.tensor(name).map_err(|error| wrong(format!("{name}: {error}")))?;
+            let view = tensors
+                .tensor(name)
+                .map_err(|error| wrong(format!("{name}: {error}")))?;
             if view.dtype() != Dtype::F32 || view.shape() != shape {
                 return Err(wrong(format!(
                     "{name} is {:?} {:?}, expected F32 {shape:?}",
@@ -162,7 +178,10 @@ impl ResidualAdapter {
                     view.shape()
                 )));
             }
-            Ok(TensorData::new(pod_collect_to_vec::<u8, f32>(view.data()), shape))
+            Ok(TensorData::new(
+                pod_collect_to_vec::<u8, f32>(view.data()),
+                shape,
+            ))
         };
         let (rank, d) = (description.rank, description.d);
         let device = burn::tensor::Device::flex();

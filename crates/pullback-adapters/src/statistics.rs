@@ -7,7 +7,11 @@
 /// # Panics
 /// If the lengths differ.
 pub fn spearman(a: &[f32], b: &[f32]) -> f64 {
-    assert_eq!(a.len(), b.len(), "spearman: one value of each kind a feature is needed");
+    assert_eq!(
+        a.len(),
+        b.len(),
+        "spearman: one value of each kind a feature is needed"
+    );
     let (a, b) = (ranks(a), ranks(b));
     let mean = (a.len() as f64 + 1.0) / 2.0;
     let (mut ab, mut aa, mut bb) = (0.0, 0.0, 0.0);
@@ -59,6 +63,9 @@ mod tests {
 
     #[test]
     fn ties_share_their_mean_rank() {
-        assert_eq!(ranks(&[2.0, 1.0, 2.0, 0.0, -0.0]), [4.5, 3.0, 4.5, 1.5, 1.5]);
+        assert_eq!(
+            ranks(&[2.0, 1.0, 2.0, 0.0, -0.0]),
+            [4.5, 3.0, 4.5, 1.5, 1.5]
+        );
     }
 }

@@ -8,7 +8,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use burn::tensor::{Device, Tensor, TensorData};
-use pullback_artifact::{Control, Manifest, ModelRef, PartialDir, read_json, sha256_bytes, write_json};
+use pullback_artifact::{
+    Control, Manifest, ModelRef, PartialDir, read_json, refuse_existing, sha256_bytes, write_json,
+};
 use pullback_model::{Edit, Input, Message, Model, Place, Rows, RunOptions, Site};
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
@@ -140,7 +142,8 @@ pub fn train(
     let layer = layer_of(config.site)?;
     if config.rank == 0 || config.epochs == 0 || config.batch == 0 {
         return Err(AdapterError::Option(
-            "an adapter needs at least one hidden unit, one epoch and one pair in a batch".to_owned(),
+            "an adapter needs at least one hidden unit, one epoch and one pair in a batch"
+                .to_owned(),
         ));
     }
     if !(config.lr.is_finite() && config.lr > 0.0) {
@@ -155,8 +158,14 @@ pub fn train(
             config.change_penalty
         )));
     }
-    let mut dir = PartialDir::open(out)?;
+    refuse_existing(out)?;
     let (train_pairs, held_out_pairs) = split_pairs(pairs);
+    if train_pairs.is_empty() || held_out_pairs.is_empty() {
+        return Err(AdapterError::Option(format!(
+            "{} pairs are too few: at least two are needed, one to learn from and one to hold out",
+            pairs.len()
+        )));
+    }
     let stage = control.stage("prepare pairs", pairs.len() as u64, "pairs");
     let prepare = |pairs: &[Pair]| -> Result<Vec<Prepared>, AdapterError> {
         pairs
@@ -170,6 +179,7 @@ pub fn train(
     };
     let (train_set, held_out_set) = (prepare(&train_pairs)?, prepare(&held_out_pairs)?);
     stage.finish();
+    let mut dir = PartialDir::open(out)?;
 
     let d = model.config().d_model;
     let scale = typical_size(&train_set, d);
@@ -179,7 +189,11 @@ pub fn train(
     let mut state = fresh.clone();
     if dir.is_resumed() {
         match read_json::<State>(&state_path) {
-            Ok(found) if found.config == *config && found.data == data && found.model == fresh.model => state = found,
+            Ok(found)
+                if found.config == *config && found.data == data && found.model == fresh.model =>
+            {
+                state = found
+            }
             _ => {
                 control.say(&format!(
                     "{} holds the start of a different training: starting anew",
@@ -218,7 +232,10 @@ pub fn train(
         let lr = config.rate(state.step, steps);
         let loss = step(model, layer, &batch, &mut state, scale, lr)?;
         if !loss.is_finite() {
-            return Err(AdapterError::Diverged { step: state.step, lr: config.lr });
+            return Err(AdapterError::Diverged {
+                step: state.step,
+                lr: config.lr,
+            });
         }
         state.training.train.push(loss);
         state.step += 1;
@@ -262,7 +279,10 @@ pub fn train(
 /// # Errors
 /// A file is missing or damaged.
 pub fn load_training(path: &Path) -> Result<(AdapterResult, AdapterTraining), AdapterError> {
-    Ok((read_json(&path.join("result.json"))?, read_json(&path.join("training.json"))?))
+    Ok((
+        read_json(&path.join("result.json"))?,
+        read_json(&path.join("training.json"))?,
+    ))
 }
 
 /// Digest of a set of pairs, as the `data` of an adapter's configuration records it.
@@ -270,7 +290,8 @@ pub fn load_training(path: &Path) -> Result<(AdapterResult, AdapterTraining), Ad
 /// # Errors
 /// Never for pairs that were read.
 pub fn data_digest(pairs: &[Pair]) -> Result<String, AdapterError> {
-    let data = serde_json::to_vec(pairs).map_err(|error| AdapterError::Option(error.to_string()))?;
+    let data =
+        serde_json::to_vec(pairs).map_err(|error| AdapterError::Option(error.to_string()))?;
     Ok(format!("sha256:{}", sha256_bytes(&data)))
 }
 
@@ -309,17 +330,43 @@ fn layer_of(site: Site) -> Result<usize, AdapterError> {
 }
 
 fn prepare_pair(model: &Model, pair: &Pair, layer: usize) -> Result<Prepared, AdapterError> {
-    let messages = [Message::user(&pair.prompt), Message::assistant(&pair.answer)];
+    let messages = [
+        Message::user(&pair.prompt),
+        Message::assistant(&pair.answer),
+    ];
     let template = model.chat_template()?;
     let (mut ids, mask) = template.encode_chat_with_mask(model.tokenizer(), &messages, false)?;
-    let counted: Vec<usize> = (1..ids.len()).filter(|&at| mask[at]).map(|at| at - 1).collect();
+    let counted: Vec<usize> = (1..ids.len())
+        .filter(|&at| mask[at])
+        .map(|at| at - 1)
+        .collect();
     let Some(&last) = counted.last() else {
-        return Err(AdapterError::Option(format!("the answer to `{}` has no tokens", pair.prompt)));
+        return Err(AdapterError::Option(format!(
+            "the answer to `{}` has no tokens",
+            pair.prompt
+        )));
     };
     // Nothing after the last counted token is needed; the token that ends the answer is a target.
     ids.truncate(last + 2);
-    let options = RunOptions { stop_at: Some(layer + 1), ..RunOptions::default() };
-    let out = model.run(Input::Tokens { ids: ids.clone(), batch: 1 }, &options)?;
+    let options = RunOptions {
+        stop_at: Some(layer + 1),
+        ..RunOptions::default()
+    };
+    let n_ctx = model.config().n_ctx;
+    if ids.len() > n_ctx {
+        return Err(AdapterError::Option(format!(
+            "question and answer to `{}` have {} tokens, the model's context is {n_ctx}",
+            pair.prompt,
+            ids.len()
+        )));
+    }
+    let out = model.run(
+        Input::Tokens {
+            ids: ids.clone(),
+            batch: 1,
+        },
+        &options,
+    )?;
     Ok(Prepared {
         ids,
         counted,
@@ -336,7 +383,9 @@ fn typical_size(set: &[Prepared], d: usize) -> f64 {
             count += 1.0;
         }
     }
-    (squares / f64::max(count, 1.0)).sqrt().max(f64::MIN_POSITIVE)
+    (squares / f64::max(count, 1.0))
+        .sqrt()
+        .max(f64::MIN_POSITIVE)
 }
 
 /// The start: `W_in` random, so that hidden pre-activations are of order one; `b_in` and `W_out` zero, so
@@ -344,8 +393,14 @@ fn typical_size(set: &[Prepared], d: usize) -> f64 {
 fn initial(config: &TrainConfig, d: usize, data: String, model: String) -> State {
     let mut rng = ChaCha8Rng::seed_from_u64(config.seed);
     let bound = (3.0 / d as f64).sqrt();
-    let w_in: Vec<f32> = (0..config.rank * d).map(|_| rng.random_range(-bound..bound) as f32).collect();
-    let zero = [vec![0.0; w_in.len()], vec![0.0; config.rank], vec![0.0; d * config.rank]];
+    let w_in: Vec<f32> = (0..config.rank * d)
+        .map(|_| rng.random_range(-bound..bound) as f32)
+        .collect();
+    let zero = [
+        vec![0.0; w_in.len()],
+        vec![0.0; config.rank],
+        vec![0.0; d * config.rank],
+    ];
     State {
         config: config.clone(),
         data,
@@ -362,11 +417,18 @@ fn initial(config: &TrainConfig, d: usize, data: String, model: String) -> State
 fn adapter_of(state: &State, scale: f64, d: usize, device: &Device) -> ResidualAdapter {
     let rank = state.config.rank;
     let [w_in, b_in, w_out] = &state.parameters;
-    let scaled = |x: &[f32], by: f64| x.iter().map(|x| (f64::from(*x) * by) as f32).collect::<Vec<_>>();
+    let scaled = |x: &[f32], by: f64| {
+        x.iter()
+            .map(|x| (f64::from(*x) * by) as f32)
+            .collect::<Vec<_>>()
+    };
     ResidualAdapter {
         site: state.config.site,
         activation: state.config.activation,
-        w_in: Tensor::from_data(TensorData::new(scaled(w_in, 1.0 / scale), [rank, d]), device),
+        w_in: Tensor::from_data(
+            TensorData::new(scaled(w_in, 1.0 / scale), [rank, d]),
+            device,
+        ),
         b_in: Tensor::from_data(TensorData::new(b_in.clone(), [rank]), device),
         w_out: Tensor::from_data(TensorData::new(scaled(w_out, scale), [d, rank]), device),
     }
@@ -383,7 +445,11 @@ struct Padded {
 }
 
 fn pad(batch: &[&Prepared], d: usize, device: &Device) -> Padded {
-    let time = batch.iter().map(|prepared| prepared.ids.len()).max().unwrap_or(0);
+    let time = batch
+        .iter()
+        .map(|prepared| prepared.ids.len())
+        .max()
+        .unwrap_or(0);
     let mut stream = vec![0.0_f32; batch.len() * time * d];
     let (mut rows, mut targets) = (Vec::new(), Vec::new());
     let mut text = vec![0.0_f32; batch.len() * time];
@@ -421,7 +487,11 @@ fn losses(
 ) -> Result<(Tensor<1>, Option<Tensor<1>>), AdapterError> {
     let padded = pad(batch, model.config().d_model, device);
     let time = padded.stream.dims()[0] / padded.batch;
-    let rows = Rows { batch: padded.batch, time, start: 0 };
+    let rows = Rows {
+        batch: padded.batch,
+        time,
+        start: 0,
+    };
     let mut squares = None;
     let stream = match adapter {
         Some(adapter) => {
@@ -432,7 +502,11 @@ fn losses(
         }
         None => padded.stream,
     };
-    let input = Input::Residual { stream, batch: padded.batch, layer: layer + 1 };
+    let input = Input::Residual {
+        stream,
+        batch: padded.batch,
+        layer: layer + 1,
+    };
     let out = model.run(input, &RunOptions::default())?;
     let losses = model.cross_entropy(out.stream.select(0, padded.rows), &padded.targets)?;
     Ok((losses, squares))
@@ -487,9 +561,17 @@ fn gradients(
         )
     };
     let rank = state.config.rank;
-    let w_in = take(adapter.w_in.grad(&grads).map(|g| values(&g)), rank * d, 1.0 / scale);
+    let w_in = take(
+        adapter.w_in.grad(&grads).map(|g| values(&g)),
+        rank * d,
+        1.0 / scale,
+    );
     let b_in = take(adapter.b_in.grad(&grads).map(|g| values(&g)), rank, 1.0);
-    let w_out = take(adapter.w_out.grad(&grads).map(|g| values(&g)), rank * d, scale);
+    let w_out = take(
+        adapter.w_out.grad(&grads).map(|g| values(&g)),
+        rank * d,
+        scale,
+    );
     Ok((f64::from(loss.into_scalar::<f32>()), [w_in, b_in, w_out]))
 }
 

@@ -17,7 +17,9 @@ use common::base::{assert_close, assert_has, tiny, tiny_path, values};
 use common::{ACTIVATIONS, Parts, act, random, usual};
 use pullback_adapters::{ADAPTER_KIND, Activation, ResidualAdapter};
 use pullback_artifact::{Manifest, PartialDir};
-use pullback_model::{Edit, Input, Intervention, KeyValueCache, Model, ModelFiles, Rows, RunOptions};
+use pullback_model::{
+    Edit, Input, Intervention, KeyValueCache, Model, ModelFiles, Rows, RunOptions,
+};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 
@@ -33,8 +35,11 @@ fn the_change_is_that_of_the_formula() {
     for activation in ACTIVATIONS {
         let adapter = parts.adapter(activation, &Device::flex(), DType::F32);
         let tensor = Tensor::<2>::from_data(TensorData::new(x.clone(), [n, d]), &Device::flex());
-        let hidden: Vec<f32> =
-            x.chunks_exact(d).flat_map(|x| parts.hidden(activation, x)).map(|h| h as f32).collect();
+        let hidden: Vec<f32> = x
+            .chunks_exact(d)
+            .flat_map(|x| parts.hidden(activation, x))
+            .map(|h| h as f32)
+            .collect();
         let change: Vec<f32> = x
             .chunks_exact(d)
             .flat_map(|x| parts.written(&parts.hidden(activation, x)))
@@ -43,13 +48,25 @@ fn the_change_is_that_of_the_formula() {
         assert_close(&values(adapter.hidden(tensor.clone())), &hidden, 2e-6);
         assert_close(&values(adapter.change(tensor.clone())), &change, 5e-6);
         // Two sequences of which the first has its rows from position 0 on.
-        let rows = Rows { batch: 1, time: n, start: 0 };
+        let rows = Rows {
+            batch: 1,
+            time: n,
+            start: 0,
+        };
         let found = values(adapter.apply(tensor.clone(), &rows));
-        let expected: Vec<f32> =
-            x.iter().zip(&change).enumerate().map(|(at, (x, c))| if at < d { *x } else { x + c }).collect();
+        let expected: Vec<f32> = x
+            .iter()
+            .zip(&change)
+            .enumerate()
+            .map(|(at, (x, c))| if at < d { *x } else { x + c })
+            .collect();
         assert_close(&found, &expected, 5e-6);
         assert_eq!(found[..d], x[..d]);
-        let later = Rows { batch: 1, time: n, start: 1 };
+        let later = Rows {
+            batch: 1,
+            time: n,
+            start: 1,
+        };
         assert_ne!(values(adapter.apply(tensor, &later))[..d], x[..d]);
     }
     assert!((act(Activation::Gelu, 1.0) - 0.841_344_746_068_543).abs() < 1e-12);
@@ -70,7 +87,15 @@ fn gradients_through_the_model_agree_with_finite_differences() {
             device: Some(device.clone()),
             ..RunOptions::default()
         };
-        let out = model.run(Input::Tokens { ids: ids.clone(), batch: 2 }, &options).unwrap();
+        let out = model
+            .run(
+                Input::Tokens {
+                    ids: ids.clone(),
+                    batch: 2,
+                },
+                &options,
+            )
+            .unwrap();
         model.cross_entropy(out.stream, &targets).unwrap().mean()
     };
     for activation in ACTIVATIONS {
@@ -89,7 +114,11 @@ fn gradients_through_the_model_agree_with_finite_differences() {
         let step = 1e-5;
         let mut largest = [0.0_f64; 3];
         for part in 0..3 {
-            let places: Vec<usize> = if part == 1 { (0..rank).collect() } else { (0..rank * d).step_by(7).collect() };
+            let places: Vec<usize> = if part == 1 {
+                (0..rank).collect()
+            } else {
+                (0..rank * d).step_by(7).collect()
+            };
             for at in places {
                 let moved = |by: f64| {
                     let mut parts = parts.clone();
@@ -105,7 +134,10 @@ fn gradients_through_the_model_agree_with_finite_differences() {
                 largest[part] = largest[part].max(slope.abs());
             }
         }
-        assert!(largest.iter().all(|&slope| slope > 1e-4), "{activation:?}: {largest:?} says nothing");
+        assert!(
+            largest.iter().all(|&slope| slope > 1e-4),
+            "{activation:?}: {largest:?} says nothing"
+        );
     }
 }
 
@@ -116,11 +148,17 @@ fn an_adapter_that_writes_nothing_changes_no_bit() {
     parts.w_out.fill(0.0);
     let ids: Vec<u32> = (0..30).map(|i| 10 + i * 7 % 200).collect();
     let input = Input::Tokens { ids, batch: 3 };
-    let clean = model.run(input.clone(), &RunOptions::default()).unwrap().stream;
+    let clean = model
+        .run(input.clone(), &RunOptions::default())
+        .unwrap()
+        .stream;
     for activation in ACTIVATIONS {
         let adapter = parts.adapter(activation, &Device::flex(), DType::F32);
         let interventions = [Intervention::new(adapter.site, Arc::new(adapter))];
-        let options = RunOptions { interventions: &interventions, ..RunOptions::default() };
+        let options = RunOptions {
+            interventions: &interventions,
+            ..RunOptions::default()
+        };
         let changed = model.run(input.clone(), &options).unwrap().stream;
         assert_eq!(bits(changed), bits(clean.clone()));
     }
@@ -135,8 +173,15 @@ fn the_first_position_of_each_sequence_is_left_alone_also_with_a_cache() {
     let interventions = [Intervention::new(site, Arc::new(adapter))];
     let record = [site];
     let run = |interventions: &[Intervention]| {
-        let options = RunOptions { interventions, record: &record, ..RunOptions::default() };
-        let input = Input::Tokens { ids: ids.clone(), batch: 2 };
+        let options = RunOptions {
+            interventions,
+            record: &record,
+            ..RunOptions::default()
+        };
+        let input = Input::Tokens {
+            ids: ids.clone(),
+            batch: 2,
+        };
         let mut out = model.run(input, &options).unwrap();
         (values(out.take(site).unwrap()), values(out.stream))
     };
@@ -144,16 +189,43 @@ fn the_first_position_of_each_sequence_is_left_alone_also_with_a_cache() {
     for row in 0..24 {
         let span = row * 32..(row + 1) * 32;
         let untouched = row % 12 == 0;
-        assert_eq!(clean.0[span.clone()] == changed.0[span.clone()], untouched, "row {row} at the site");
-        assert_eq!(clean.1[span.clone()] == changed.1[span], untouched, "row {row} at the end");
+        assert_eq!(
+            clean.0[span.clone()] == changed.0[span.clone()],
+            untouched,
+            "row {row} at the site"
+        );
+        assert_eq!(
+            clean.1[span.clone()] == changed.1[span],
+            untouched,
+            "row {row} at the end"
+        );
     }
     // One sequence in pieces, as text is generated.
-    let options = RunOptions { interventions: &interventions, ..RunOptions::default() };
-    let whole = values(model.run(Input::Tokens { ids: ids.clone(), batch: 1 }, &options).unwrap().stream);
+    let options = RunOptions {
+        interventions: &interventions,
+        ..RunOptions::default()
+    };
+    let whole = values(
+        model
+            .run(
+                Input::Tokens {
+                    ids: ids.clone(),
+                    batch: 1,
+                },
+                &options,
+            )
+            .unwrap()
+            .stream,
+    );
     let mut cache = KeyValueCache::new(3);
     let mut pieces = Vec::new();
     for piece in [&ids[..1], &ids[1..2], &ids[2..9], &ids[9..]] {
-        pieces.extend(values(model.run_cached(piece, &options, &mut cache).unwrap().stream));
+        pieces.extend(values(
+            model
+                .run_cached(piece, &options, &mut cache)
+                .unwrap()
+                .stream,
+        ));
     }
     assert_close(&pieces, &whole, 1e-5);
 }
@@ -163,7 +235,8 @@ fn saved(adapter: &ResidualAdapter, out: &Path, change: impl Fn(&Path)) {
     let dir = PartialDir::open(out).unwrap();
     adapter.save(dir.path()).unwrap();
     change(dir.path());
-    dir.finish(Manifest::new(ADAPTER_KIND, 0).with_site(adapter.site.to_string())).unwrap();
+    dir.finish(Manifest::new(ADAPTER_KIND, 0).with_site(adapter.site.to_string()))
+        .unwrap();
 }
 
 fn write_weights(path: &Path, shapes: &[(&str, &[usize])]) {
@@ -172,10 +245,17 @@ fn write_weights(path: &Path, shapes: &[(&str, &[usize])]) {
         .iter()
         .map(|(name, shape)| {
             let size = shape.iter().product();
-            (*name, TensorView::new(Dtype::F32, shape.to_vec(), cast_slice(&zeros[..size])).unwrap())
+            (
+                *name,
+                TensorView::new(Dtype::F32, shape.to_vec(), cast_slice(&zeros[..size])).unwrap(),
+            )
         })
         .collect();
-    fs::write(path.join("adapter.safetensors"), safetensors::serialize(tensors, None).unwrap()).unwrap();
+    fs::write(
+        path.join("adapter.safetensors"),
+        safetensors::serialize(tensors, None).unwrap(),
+    )
+    .unwrap();
 }
 
 fn edit(path: &Path, from: &str, to: &str) {
@@ -212,25 +292,58 @@ fn damaged_files_are_named() {
         number += 1;
         let out = dir.path().join(number.to_string());
         saved(&adapter, &out, change);
-        ResidualAdapter::load(&out).map(|_| ()).expect_err("a damaged adapter was loaded").to_string()
+        ResidualAdapter::load(&out)
+            .map(|_| ())
+            .expect_err("a damaged adapter was loaded")
+            .to_string()
     };
     let weights = "adapter.safetensors";
     let shapes = |w_in: &'static [usize], b_in: &'static [usize], w_out: &'static [usize]| {
         move |path: &Path| write_weights(path, &[("W_in", w_in), ("b_in", b_in), ("W_out", w_out)])
     };
-    assert_has(&error_of(&shapes(&[8, 2], &[2], &[8, 2])), &[weights, "W_in", "[8, 2]", "[2, 8]"]);
-    assert_has(&error_of(&shapes(&[2, 8], &[3], &[8, 2])), &[weights, "b_in", "[3]", "[2]"]);
-    assert_has(&error_of(&shapes(&[2, 8], &[2], &[2, 8])), &[weights, "W_out", "[2, 8]", "[8, 2]"]);
+    assert_has(
+        &error_of(&shapes(&[8, 2], &[2], &[8, 2])),
+        &[weights, "W_in", "[8, 2]", "[2, 8]"],
+    );
+    assert_has(
+        &error_of(&shapes(&[2, 8], &[3], &[8, 2])),
+        &[weights, "b_in", "[3]", "[2]"],
+    );
+    assert_has(
+        &error_of(&shapes(&[2, 8], &[2], &[2, 8])),
+        &[weights, "W_out", "[2, 8]", "[8, 2]"],
+    );
     let error = error_of(&|path| write_weights(path, &[("W_in", &[2, 8]), ("W_out", &[8, 2])]));
     assert_has(&error, &[weights, "b_in"]);
-    assert_has(&error_of(&|path| fs::write(path.join(weights), "short").unwrap()), &[weights]);
-    assert_has(&error_of(&|path| fs::remove_file(path.join(weights)).unwrap()), &[weights]);
-    assert_has(&error_of(&|path| fs::remove_file(path.join("adapter.json")).unwrap()), &["adapter.json"]);
-    assert_has(&error_of(&|path| edit(path, "gelu", "tanh")), &["adapter.json", "tanh"]);
-    assert_has(&error_of(&|path| edit(path, "hook_resid_post", "hook_nowhere")), &["adapter.json", "hook_nowhere"]);
+    assert_has(
+        &error_of(&|path| fs::write(path.join(weights), "short").unwrap()),
+        &[weights],
+    );
+    assert_has(
+        &error_of(&|path| fs::remove_file(path.join(weights)).unwrap()),
+        &[weights],
+    );
+    assert_has(
+        &error_of(&|path| fs::remove_file(path.join("adapter.json")).unwrap()),
+        &["adapter.json"],
+    );
+    assert_has(
+        &error_of(&|path| edit(path, "gelu", "tanh")),
+        &["adapter.json", "tanh"],
+    );
+    assert_has(
+        &error_of(&|path| edit(path, "hook_resid_post", "hook_nowhere")),
+        &["adapter.json", "hook_nowhere"],
+    );
     let other = dir.path().join("other");
-    PartialDir::open(&other).unwrap().finish(Manifest::new("store", 0)).unwrap();
-    assert_has(&ResidualAdapter::load(&other).unwrap_err().to_string(), &["store", ADAPTER_KIND]);
+    PartialDir::open(&other)
+        .unwrap()
+        .finish(Manifest::new("store", 0))
+        .unwrap();
+    assert_has(
+        &ResidualAdapter::load(&other).unwrap_err().to_string(),
+        &["store", ADAPTER_KIND],
+    );
 }
 
 #[test]
@@ -240,13 +353,18 @@ fn an_adapter_that_contradicts_its_manifest_or_this_program_is_refused() {
     let (adapter, _) = usual(3, 8, 2);
     let mut accepted = Vec::new();
     let changes: [Change<'_>; 3] = [
-        ("another site than the manifest's", &|path| edit(path, "blocks.1", "blocks.0")),
+        ("another site than the manifest's", &|path| {
+            edit(path, "blocks.1", "blocks.0")
+        }),
         ("another first position than this program's", &|path| {
             edit(path, "\"first_position\": 1", "\"first_position\": 0");
         }),
         ("no hidden units", &|path| {
             edit(path, "\"rank\": 2", "\"rank\": 0");
-            write_weights(path, &[("W_in", &[0, 8]), ("b_in", &[0]), ("W_out", &[8, 0])]);
+            write_weights(
+                path,
+                &[("W_in", &[0, 8]), ("b_in", &[0]), ("W_out", &[8, 0])],
+            );
         }),
     ];
     for (number, (name, change)) in changes.into_iter().enumerate() {

@@ -22,9 +22,15 @@ const RANK: usize = 5;
 
 /// Hidden units with nothing after them: `W_in x + b_in`.
 fn pre(adapter: &ResidualAdapter, x: &[f32]) -> Vec<f32> {
-    let linear = ResidualAdapter { activation: Activation::Identity, ..adapter.clone() };
+    let linear = ResidualAdapter {
+        activation: Activation::Identity,
+        ..adapter.clone()
+    };
     let n = x.len() / adapter.d();
-    values(linear.hidden(Tensor::from_data(TensorData::new(x.to_vec(), [n, adapter.d()]), &Device::flex())))
+    values(linear.hidden(Tensor::from_data(
+        TensorData::new(x.to_vec(), [n, adapter.d()]),
+        &Device::flex(),
+    )))
 }
 
 fn matrix(x: &[f32], rows: usize, columns: usize) -> Mat<f64> {
@@ -40,14 +46,29 @@ fn a_unit_of_a_feature_moves_the_hidden_units_by_its_row_of_reads() {
     let (adapter, _) = usual(1, D, RANK);
     let sae = random_sae(2, D, M, 6);
     let pullback = Pullback::new(&adapter, &sae).unwrap();
-    assert_eq!((pullback.rank, pullback.features, pullback.reads.len()), (RANK, M, M * RANK));
+    assert_eq!(
+        (pullback.rank, pullback.features, pullback.reads.len()),
+        (RANK, M, M * RANK)
+    );
     for seed in 0..3 {
         let x: Vec<f32> = random(50 + seed, D).iter().map(|x| 3.0 * x).collect();
         let before = pre(&adapter, &x);
         for feature in 0..M {
-            let moved: Vec<f32> = x.iter().zip(sae.direction(feature)).map(|(x, w)| x + w).collect();
-            let change: Vec<f32> = pre(&adapter, &moved).iter().zip(&before).map(|(a, b)| a - b).collect();
-            assert_close(&change, &pullback.reads[feature * RANK..(feature + 1) * RANK], 2e-6);
+            let moved: Vec<f32> = x
+                .iter()
+                .zip(sae.direction(feature))
+                .map(|(x, w)| x + w)
+                .collect();
+            let change: Vec<f32> = pre(&adapter, &moved)
+                .iter()
+                .zip(&before)
+                .map(|(a, b)| a - b)
+                .collect();
+            assert_close(
+                &change,
+                &pullback.reads[feature * RANK..(feature + 1) * RANK],
+                2e-6,
+            );
         }
     }
 }
@@ -77,16 +98,30 @@ fn a_unit_of_a_hidden_unit_moves_the_pre_activations_by_its_column_of_writes() {
     for unit in 0..RANK {
         let mut one = [0.0; RANK];
         one[unit] = 1.0;
-        let moved: Vec<f32> = x.iter().zip(parts.written(&one)).map(|(x, w)| x + w as f32).collect();
-        let column: Vec<f32> = (0..M).map(|feature| pullback.writes[feature * RANK + unit]).collect();
-        let change: Vec<f32> = codes(&moved).iter().zip(&before).map(|(a, b)| a - b).collect();
+        let moved: Vec<f32> = x
+            .iter()
+            .zip(parts.written(&one))
+            .map(|(x, w)| x + w as f32)
+            .collect();
+        let column: Vec<f32> = (0..M)
+            .map(|feature| pullback.writes[feature * RANK + unit])
+            .collect();
+        let change: Vec<f32> = codes(&moved)
+            .iter()
+            .zip(&before)
+            .map(|(a, b)| a - b)
+            .collect();
         // One unit in the last place of 64 is 8e-6.
         assert_close(&change, &column, 2e-5);
         assert_close(&pullback.pre_activation_change(&one), &column, 1e-6);
         hidden[unit] = 0.3 - unit as f64;
     }
     let expected: Vec<f32> = (0..M)
-        .map(|i| (0..RANK).map(|j| f64::from(pullback.writes[i * RANK + j]) * hidden[j]).sum::<f64>() as f32)
+        .map(|i| {
+            (0..RANK)
+                .map(|j| f64::from(pullback.writes[i * RANK + j]) * hidden[j])
+                .sum::<f64>() as f32
+        })
         .collect();
     assert_close(&pullback.pre_activation_change(&hidden), &expected, 1e-6);
 }
@@ -104,7 +139,10 @@ fn with_no_feature_active_the_units_get_the_bias() {
     let (features, activations) = codes.token(0);
     let sum: Vec<f32> = (0..RANK)
         .map(|j| {
-            let fed = features.iter().zip(activations).map(|(&i, z)| z * pullback.reads[i as usize * RANK + j]);
+            let fed = features
+                .iter()
+                .zip(activations)
+                .map(|(&i, z)| z * pullback.reads[i as usize * RANK + j]);
             pullback.bias[j] + fed.sum::<f32>()
         })
         .collect();
@@ -175,7 +213,8 @@ fn equal_decoder_rows_share_what_is_written() {
 
 #[test]
 fn widths_that_differ_are_refused_in_words() {
-    let adapter = Parts::random(1, D + 1, RANK).adapter(Activation::Silu, &Device::flex(), DType::F32);
+    let adapter =
+        Parts::random(1, D + 1, RANK).adapter(Activation::Silu, &Device::flex(), DType::F32);
     let error = Pullback::new(&adapter, &random_sae(2, D, M, 6)).unwrap_err();
     assert_has(&error.to_string(), &["13", "12"]);
 }

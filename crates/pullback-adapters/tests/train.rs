@@ -13,14 +13,21 @@ use burn::tensor::{Device, Tensor, TensorData};
 use common::base::{assert_close, assert_has, assert_same_files, interrupted_at, tiny, values};
 use common::pairs;
 use pullback_adapters::{
-    AdapterError, Pair, ResidualAdapter, TrainConfig, TrainedAdapter, held_out_answers, load_training, read_pairs,
-    split_pairs, train,
+    AdapterError, Pair, ResidualAdapter, TrainConfig, TrainedAdapter, held_out_answers,
+    load_training, read_pairs, split_pairs, train,
 };
 use pullback_artifact::{Control, Manifest};
 use pullback_model::{Input, Intervention, Message, Model, RunOptions, Site};
 
 fn config() -> TrainConfig {
-    TrainConfig { rank: 3, epochs: 5, batch: 2, lr: 0.05, change_penalty: 0.2, ..TrainConfig::new(Site::resid_post(1), 4) }
+    TrainConfig {
+        rank: 3,
+        epochs: 5,
+        batch: 2,
+        lr: 0.05,
+        change_penalty: 0.2,
+        ..TrainConfig::new(Site::resid_post(1), 4)
+    }
 }
 
 fn trained(model: &Model, config: &TrainConfig, out: &Path) -> TrainedAdapter {
@@ -29,21 +36,42 @@ fn trained(model: &Model, config: &TrainConfig, out: &Path) -> TrainedAdapter {
 
 /// Mean cross-entropy of the answers' tokens, one pair at a time with the whole model, from logits.
 fn loss_by_hand(model: &Model, pairs: &[Pair], adapter: Option<&ResidualAdapter>) -> f64 {
-    let interventions: Vec<Intervention> =
-        adapter.into_iter().map(|adapter| Intervention::new(adapter.site, adapter.clone().into())).collect();
+    let interventions: Vec<Intervention> = adapter
+        .into_iter()
+        .map(|adapter| Intervention::new(adapter.site, adapter.clone().into()))
+        .collect();
     let (mut total, mut count) = (0.0, 0.0);
     for pair in pairs {
-        let messages = [Message::user(&pair.prompt), Message::assistant(&pair.answer)];
+        let messages = [
+            Message::user(&pair.prompt),
+            Message::assistant(&pair.answer),
+        ];
         let template = model.chat_template().unwrap();
-        let (ids, mask) = template.encode_chat_with_mask(model.tokenizer(), &messages, false).unwrap();
-        let options = RunOptions { interventions: &interventions, ..RunOptions::default() };
-        let out = model.run(Input::Tokens { ids: ids.clone(), batch: 1 }, &options).unwrap();
+        let (ids, mask) = template
+            .encode_chat_with_mask(model.tokenizer(), &messages, false)
+            .unwrap();
+        let options = RunOptions {
+            interventions: &interventions,
+            ..RunOptions::default()
+        };
+        let out = model
+            .run(
+                Input::Tokens {
+                    ids: ids.clone(),
+                    batch: 1,
+                },
+                &options,
+            )
+            .unwrap();
         let logits = values(model.logits(out.stream));
         let mut answer = Vec::new();
         for (position, logits) in logits.chunks_exact(model.config().d_vocab).enumerate() {
             if position + 1 < ids.len() && mask[position + 1] {
                 let top = logits.iter().copied().fold(f32::MIN, f32::max);
-                let sum: f64 = logits.iter().map(|logit| f64::from(logit - top).exp()).sum();
+                let sum: f64 = logits
+                    .iter()
+                    .map(|logit| f64::from(logit - top).exp())
+                    .sum();
                 let target = ids[position + 1];
                 total += f64::from(top) + sum.ln() - f64::from(logits[target as usize]);
                 count += 1.0;
@@ -52,7 +80,10 @@ fn loss_by_hand(model: &Model, pairs: &[Pair], adapter: Option<&ResidualAdapter>
         }
         // What is counted is the answer and the token that ends it.
         let text = model.tokenizer().decode(&answer, false);
-        assert!(text.starts_with(&pair.answer) && text.contains("<|im_end|>"), "{text:?}");
+        assert!(
+            text.starts_with(&pair.answer) && text.contains("<|im_end|>"),
+            "{text:?}"
+        );
     }
     total / count
 }
@@ -67,9 +98,20 @@ fn losses_are_those_from_logits_and_fall() {
     let trained = trained(&model, &config(), &out);
     let before = loss_by_hand(&model, &held_out, None);
     let after = loss_by_hand(&model, &held_out, Some(&trained.adapter));
-    assert!((trained.result.loss_before - before).abs() < 1e-5, "{:?} {before}", trained.result);
-    assert!((trained.result.loss_after - after).abs() < 1e-5, "{:?} {after}", trained.result);
-    assert!(after < 0.9 * before, "held-out loss went from {before} to {after}");
+    assert!(
+        (trained.result.loss_before - before).abs() < 1e-5,
+        "{:?} {before}",
+        trained.result
+    );
+    assert!(
+        (trained.result.loss_after - after).abs() < 1e-5,
+        "{:?} {after}",
+        trained.result
+    );
+    assert!(
+        after < 0.9 * before,
+        "held-out loss went from {before} to {after}"
+    );
     let before = loss_by_hand(&model, &train_pairs, None);
     let after = loss_by_hand(&model, &train_pairs, Some(&trained.adapter));
     assert!(after < 0.8 * before, "loss went from {before} to {after}");
@@ -78,7 +120,10 @@ fn losses_are_those_from_logits_and_fall() {
     assert_eq!(training.train.len(), 15);
     let steps: Vec<usize> = training.held_out.iter().map(|(step, _)| *step).collect();
     assert_eq!(steps, [0, 3, 6, 9, 12, 15]);
-    assert_eq!(load_training(&out).unwrap(), (trained.result.clone(), training.clone()));
+    assert_eq!(
+        load_training(&out).unwrap(),
+        (trained.result.clone(), training.clone())
+    );
     let manifest = Manifest::load(&out).unwrap();
     manifest.check_site("blocks.1.hook_resid_post").unwrap();
     assert_eq!(manifest.model.as_ref().unwrap().digest, model.digest());
@@ -93,7 +138,11 @@ fn the_first_loss_is_that_of_the_model_itself() {
     // One batch of all training pairs: its loss at the first step, when the adapter writes nothing.
     let dir = tempfile::tempdir().unwrap();
     let model = tiny();
-    let config = TrainConfig { batch: 6, epochs: 1, ..config() };
+    let config = TrainConfig {
+        batch: 6,
+        epochs: 1,
+        ..config()
+    };
     let trained = trained(&model, &config, &dir.path().join("adapter"));
     let expected = loss_by_hand(&model, &split_pairs(&pairs()).0, None);
     assert_eq!(trained.training.train.len(), 1);
@@ -108,12 +157,25 @@ fn a_larger_penalty_makes_a_smaller_change_and_no_penalty_none() {
     let rows = x.len() / 32;
     let mut sizes = Vec::new();
     for (number, change_penalty) in [0.0, 1.0, 30.0].into_iter().enumerate() {
-        let config = TrainConfig { change_penalty, ..config() };
+        let config = TrainConfig {
+            change_penalty,
+            ..config()
+        };
         let adapter = trained(&model, &config, &dir.path().join(number.to_string())).adapter;
-        let tensor = Tensor::<2>::from_data(TensorData::new(x.clone(), [rows, 32]), &Device::flex());
-        sizes.push(values(adapter.change(tensor)).iter().map(|x| x * x).sum::<f32>().sqrt());
+        let tensor =
+            Tensor::<2>::from_data(TensorData::new(x.clone(), [rows, 32]), &Device::flex());
+        sizes.push(
+            values(adapter.change(tensor))
+                .iter()
+                .map(|x| x * x)
+                .sum::<f32>()
+                .sqrt(),
+        );
     }
-    assert!(sizes[1] < 0.9 * sizes[0] && sizes[2] < 0.7 * sizes[1], "{sizes:?}");
+    assert!(
+        sizes[1] < 0.9 * sizes[0] && sizes[2] < 0.7 * sizes[1],
+        "{sizes:?}"
+    );
 }
 
 #[test]
@@ -123,11 +185,27 @@ fn activations_on_held_out_answers_are_those_of_the_whole_model() {
     let found = held_out_answers(&model, &pairs(), site, &Control::hidden()).unwrap();
     let mut expected = Vec::new();
     for pair in split_pairs(&pairs()).1 {
-        let messages = [Message::user(&pair.prompt), Message::assistant(&pair.answer)];
+        let messages = [
+            Message::user(&pair.prompt),
+            Message::assistant(&pair.answer),
+        ];
         let template = model.chat_template().unwrap();
-        let (ids, mask) = template.encode_chat_with_mask(model.tokenizer(), &messages, false).unwrap();
-        let options = RunOptions { record: &[site], ..RunOptions::default() };
-        let mut out = model.run(Input::Tokens { ids: ids.clone(), batch: 1 }, &options).unwrap();
+        let (ids, mask) = template
+            .encode_chat_with_mask(model.tokenizer(), &messages, false)
+            .unwrap();
+        let options = RunOptions {
+            record: &[site],
+            ..RunOptions::default()
+        };
+        let mut out = model
+            .run(
+                Input::Tokens {
+                    ids: ids.clone(),
+                    batch: 1,
+                },
+                &options,
+            )
+            .unwrap();
         let x = values(out.take(site).unwrap());
         for at in 0..ids.len() - 1 {
             if mask[at + 1] {
@@ -146,10 +224,21 @@ fn every_activation_and_site_can_be_trained() {
     let model = tiny();
     for (number, activation) in common::ACTIVATIONS.into_iter().enumerate() {
         let site = Site::resid_post(number % 3);
-        let config = TrainConfig { activation, site, ..config() };
+        let config = TrainConfig {
+            activation,
+            site,
+            ..config()
+        };
         let trained = trained(&model, &config, &dir.path().join(activation.name()));
-        assert_eq!((trained.adapter.activation, trained.adapter.site), (activation, site));
-        assert!(trained.result.loss_after < 0.95 * trained.result.loss_before, "{activation:?} {:?}", trained.result);
+        assert_eq!(
+            (trained.adapter.activation, trained.adapter.site),
+            (activation, site)
+        );
+        assert!(
+            trained.result.loss_after < 0.95 * trained.result.loss_before,
+            "{activation:?} {:?}",
+            trained.result
+        );
     }
 }
 
@@ -160,9 +249,15 @@ fn an_interrupted_training_goes_on_to_the_same_bytes() {
     let whole = dir.path().join("whole");
     trained(&model, &config, &whole);
     let digest = Manifest::load(&whole).unwrap().digest();
-    for (stage, times) in
-        [("prepare pairs", 3), ("adapt", 1), ("adapt", 2), ("adapt", 4), ("adapt", 5), ("adapt", 9), ("adapt", 15)]
-    {
+    for (stage, times) in [
+        ("prepare pairs", 3),
+        ("adapt", 1),
+        ("adapt", 2),
+        ("adapt", 4),
+        ("adapt", 5),
+        ("adapt", 9),
+        ("adapt", 15),
+    ] {
         let out = dir.path().join(format!("{stage}{times}"));
         let control = interrupted_at(stage, times);
         let error = train(&model, "tiny", &pairs(), &config, &out, &control).unwrap_err();
@@ -170,14 +265,30 @@ fn an_interrupted_training_goes_on_to_the_same_bytes() {
         assert!(!out.exists());
         let resumed = trained(&model, &config, &out);
         assert_same_files(&out, &whole);
-        assert_eq!(Manifest::load(&out).unwrap().digest(), digest, "{stage} {times}");
-        assert_eq!(load_training(&out).unwrap().0, load_training(&whole).unwrap().0);
+        assert_eq!(
+            Manifest::load(&out).unwrap().digest(),
+            digest,
+            "{stage} {times}"
+        );
+        assert_eq!(
+            load_training(&out).unwrap().0,
+            load_training(&whole).unwrap().0
+        );
         assert_eq!(resumed.training.train.len(), 15);
     }
     // Again and again, two steps at a time.
     let out = dir.path().join("piecemeal");
     let mut calls = 1;
-    while train(&model, "tiny", &pairs(), &config, &out, &interrupted_at("adapt", 3)).is_err() {
+    while train(
+        &model,
+        "tiny",
+        &pairs(),
+        &config,
+        &out,
+        &interrupted_at("adapt", 3),
+    )
+    .is_err()
+    {
         calls += 1;
         assert!(calls < 30, "no progress");
     }
@@ -193,17 +304,36 @@ fn the_seed_decides_and_other_work_is_started_anew() {
     trained(&model, &config, &at("first"));
     trained(&model, &config, &at("second"));
     assert_same_files(&at("first"), &at("second"));
-    let other = TrainConfig { seed: 5, ..config.clone() };
+    let other = TrainConfig {
+        seed: 5,
+        ..config.clone()
+    };
     let third = trained(&model, &other, &at("third"));
     let first = ResidualAdapter::load(&at("first")).unwrap().0;
     assert_ne!(values(third.adapter.w_in), values(first.w_in));
-    train(&model, "tiny", &pairs(), &other, &at("restarted"), &interrupted_at("adapt", 6)).unwrap_err();
+    train(
+        &model,
+        "tiny",
+        &pairs(),
+        &other,
+        &at("restarted"),
+        &interrupted_at("adapt", 6),
+    )
+    .unwrap_err();
     trained(&model, &config, &at("restarted"));
     assert_same_files(&at("restarted"), &at("first"));
     // Other pairs under the same configuration.
     let mut changed = pairs();
     changed[0].answer = "aye".to_owned();
-    train(&model, "tiny", &changed, &config, &at("changed"), &interrupted_at("adapt", 6)).unwrap_err();
+    train(
+        &model,
+        "tiny",
+        &changed,
+        &config,
+        &at("changed"),
+        &interrupted_at("adapt", 6),
+    )
+    .unwrap_err();
     trained(&model, &config, &at("changed"));
     assert_same_files(&at("changed"), &at("first"));
 }
@@ -222,18 +352,35 @@ fn what_cannot_be_trained_is_refused_in_words() {
         error
     };
     let pairs = pairs();
-    let error = refused(&pairs, &|c| c.site = "blocks.1.hook_mlp_out".parse().unwrap());
+    let error = refused(&pairs, &|c| {
+        c.site = "blocks.1.hook_mlp_out".parse().unwrap()
+    });
     assert_has(&error, &["hook_resid_post", "blocks.1.hook_mlp_out"]);
-    assert_has(&refused(&pairs, &|c| c.site = Site::embed()), &["hook_resid_post", "hook_embed"]);
-    assert_has(&refused(&pairs, &|c| c.site = Site::resid_post(3)), &["blocks.3", "blocks.0 to blocks.2"]);
+    assert_has(
+        &refused(&pairs, &|c| c.site = Site::embed()),
+        &["hook_resid_post", "hook_embed"],
+    );
+    assert_has(
+        &refused(&pairs, &|c| c.site = Site::resid_post(3)),
+        &["blocks.3", "blocks.0 to blocks.2"],
+    );
     assert_has(&refused(&pairs, &|c| c.rank = 0), &["one hidden unit"]);
     assert_has(&refused(&pairs, &|c| c.epochs = 0), &["one epoch"]);
     assert_has(&refused(&pairs, &|c| c.batch = 0), &["one pair in a batch"]);
-    assert_has(&refused(&pairs, &|c| c.lr = -0.1), &["learning rate is -0.1"]);
-    assert_has(&refused(&pairs, &|c| c.lr = f64::INFINITY), &["learning rate is inf"]);
+    assert_has(
+        &refused(&pairs, &|c| c.lr = -0.1),
+        &["learning rate is -0.1"],
+    );
+    assert_has(
+        &refused(&pairs, &|c| c.lr = f64::INFINITY),
+        &["learning rate is inf"],
+    );
     for penalty in [-1.0, f64::NAN] {
         let number = penalty.to_string();
-        assert_has(&refused(&pairs, &|c| c.change_penalty = penalty), &["change penalty is", &number]);
+        assert_has(
+            &refused(&pairs, &|c| c.change_penalty = penalty),
+            &["change penalty is", &number],
+        );
     }
     std::fs::create_dir(&out).unwrap();
     let error = train(&model, "tiny", &pairs, &config(), &out, &Control::hidden()).unwrap_err();
@@ -245,7 +392,14 @@ fn a_pair_longer_than_the_context_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let mut pairs = pairs();
     pairs[3].prompt = "the longest of all questions ".repeat(5);
-    let result = train(&tiny(), "tiny", &pairs, &config(), &dir.path().join("adapter"), &Control::hidden());
+    let result = train(
+        &tiny(),
+        "tiny",
+        &pairs,
+        &config(),
+        &dir.path().join("adapter"),
+        &Control::hidden(),
+    );
     let error = result.map(|_| ()).expect_err("it was trained").to_string();
     assert_has(&error, &["64", "the longest of all questions"]);
 }
@@ -255,7 +409,14 @@ fn too_few_pairs_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     for count in [0, 1] {
         let out = dir.path().join(count.to_string());
-        let result = train(&tiny(), "tiny", &pairs()[..count], &config(), &out, &Control::hidden());
+        let result = train(
+            &tiny(),
+            "tiny",
+            &pairs()[..count],
+            &config(),
+            &out,
+            &Control::hidden(),
+        );
         let error = result.map(|_| ()).expect_err("it was trained").to_string();
         assert_has(&error, &["pair"]);
     }
@@ -265,7 +426,15 @@ fn too_few_pairs_are_refused() {
 fn two_pairs_are_enough() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("two");
-    let trained = train(&tiny(), "tiny", &pairs()[..2], &config(), &out, &Control::hidden()).unwrap();
+    let trained = train(
+        &tiny(),
+        "tiny",
+        &pairs()[..2],
+        &config(),
+        &out,
+        &Control::hidden(),
+    )
+    .unwrap();
     assert!(trained.result.loss_before > 0.0 && trained.training.train.len() == 5);
 }
 
@@ -278,15 +447,24 @@ fn malformed_pairs_are_named_with_their_line() {
         (format!("{good}\n\n{{\"prompt\":\"a\"}}\n"), "line 3"),
         (format!("{good}\nnot json\n"), "line 2"),
         (format!("{good}\n[\"a\", 3]\n"), "line 2"),
-        (format!("{good}\n{{\"prompt\":\" \",\"answer\":\"b\"}}\n"), "line 2: prompt and answer must not be empty"),
+        (
+            format!("{good}\n{{\"prompt\":\" \",\"answer\":\"b\"}}\n"),
+            "line 2: prompt and answer must not be empty",
+        ),
         (format!("{good}\n"), "1 pairs are too few"),
         (String::new(), "0 pairs are too few"),
     ] {
         std::fs::write(&path, text).unwrap();
-        assert_has(&read_pairs(&path).unwrap_err().to_string(), &["pairs.jsonl", words]);
+        assert_has(
+            &read_pairs(&path).unwrap_err().to_string(),
+            &["pairs.jsonl", words],
+        );
     }
     std::fs::write(&path, b"\xff\xfe").unwrap();
-    assert_has(&read_pairs(&path).unwrap_err().to_string(), &["pairs.jsonl", "UTF-8"]);
+    assert_has(
+        &read_pairs(&path).unwrap_err().to_string(),
+        &["pairs.jsonl", "UTF-8"],
+    );
     std::fs::write(&path, format!("{good}\r\n{good}\r\n")).unwrap();
     assert_eq!(read_pairs(&path).unwrap().len(), 2);
 }

@@ -236,6 +236,19 @@ impl PartialDir {
     }
 }
 
+/// Refuses a final name that is taken, before work is done for it; [`PartialDir::open`] checks again.
+///
+/// # Errors
+/// Something stands at the path.
+pub fn refuse_existing(final_path: &Path) -> Result<(), ArtifactError> {
+    if final_path.symlink_metadata().is_ok() {
+        return Err(ArtifactError::Exists {
+            path: final_path.to_owned(),
+        });
+    }
+    Ok(())
+}
+
 /// Removes the artifact at `final_path`, for `--force`; nothing there is no error. Only a directory with a readable
 /// `pullback.json` is removed, so that a mistyped name cannot cost anyone their data.
 ///

@@ -17,7 +17,9 @@ mod error;
 mod fetch;
 mod manifest;
 
-pub use atomic::{PartialDir, read_json, remove_existing, write_atomic, write_json};
+pub use atomic::{
+    PartialDir, read_json, refuse_existing, remove_existing, write_atomic, write_json,
+};
 pub use cache::Cache;
 pub use catalogue::{Catalogue, Entry, EntryKind, Folder, Source};
 pub use control::{Control, Interrupted, Stage};

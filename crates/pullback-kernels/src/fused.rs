@@ -32,7 +32,10 @@ fn is_fused(device: &Device) -> bool {
             let inner: &DispatchDevice = inner;
             matches!(inner, DispatchDevice::Flex(_))
         }
-        #[expect(unreachable_patterns, reason = "other devices come with other features of Burn")]
+        #[expect(
+            unreachable_patterns,
+            reason = "other devices come with other features of Burn"
+        )]
         _ => false,
     }
 }
@@ -42,7 +45,11 @@ fn is_fused(device: &Device) -> bool {
 /// # Panics
 /// If the inner dimensions differ.
 pub fn linear(x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
-    assert_eq!(x.dims()[1], weight.dims()[1], "linear: widths of `x` and `weight` differ");
+    assert_eq!(
+        x.dims()[1],
+        weight.dims()[1],
+        "linear: widths of `x` and `weight` differ"
+    );
     if !is_fused(&x.device()) {
         return composed::linear(x, weight);
     }
@@ -58,7 +65,11 @@ pub fn linear(x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
 /// # Panics
 /// If the widths differ.
 pub fn rms_norm(x: Tensor<2>, weight: Tensor<1>, eps: f64) -> Tensor<2> {
-    assert_eq!(x.dims()[1], weight.dims()[0], "rms_norm: widths of `x` and `weight` differ");
+    assert_eq!(
+        x.dims()[1],
+        weight.dims()[0],
+        "rms_norm: widths of `x` and `weight` differ"
+    );
     if !is_fused(&x.device()) {
         return composed::rms_norm(x, weight, eps);
     }
@@ -151,8 +162,16 @@ pub fn gated_silu(gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
 /// # Panics
 /// If a target is not below `v`, or the shapes do not agree.
 pub fn cross_entropy(x: Tensor<2>, unembed: Tensor<2>, targets: Arc<[u32]>) -> Tensor<1> {
-    assert_eq!(x.dims()[1], unembed.dims()[1], "cross_entropy: widths differ");
-    assert_eq!(x.dims()[0], targets.len(), "cross_entropy: one target a row is needed");
+    assert_eq!(
+        x.dims()[1],
+        unembed.dims()[1],
+        "cross_entropy: widths differ"
+    );
+    assert_eq!(
+        x.dims()[0],
+        targets.len(),
+        "cross_entropy: one target a row is needed"
+    );
     let d_vocab = unembed.dims()[0];
     assert!(
         targets.iter().all(|&target| (target as usize) < d_vocab),

@@ -65,7 +65,11 @@ impl Model {
     ///
     /// # Errors
     /// As [`Model::run`].
-    pub fn next_logits(&self, ids: &[u32], interventions: &[Intervention]) -> Result<Vec<f32>, ModelError> {
+    pub fn next_logits(
+        &self,
+        ids: &[u32],
+        interventions: &[Intervention],
+    ) -> Result<Vec<f32>, ModelError> {
         let mut cache = KeyValueCache::new(self.config().n_layers);
         self.advance(ids, interventions, &mut cache)
     }
@@ -205,13 +209,19 @@ mod tests {
 
     #[test]
     fn greedy_takes_the_largest() {
-        assert_eq!(frequencies(&Sampling::default())[1], 1.0 - (1.0 - frequencies(&Sampling::default())[1]));
+        assert_eq!(
+            frequencies(&Sampling::default())[1],
+            1.0 - (1.0 - frequencies(&Sampling::default())[1])
+        );
         assert!(frequencies(&Sampling::default())[1] > 0.999);
     }
 
     #[test]
     fn sampling_follows_the_softmax() {
-        let sampling = Sampling { temperature: 2.0, ..Sampling::default() };
+        let sampling = Sampling {
+            temperature: 2.0,
+            ..Sampling::default()
+        };
         let weights = [0.5_f64, 1.5, 1.0, 0.0].map(f64::exp);
         let total: f64 = weights.iter().sum();
         for (seen, weight) in frequencies(&sampling).iter().zip(weights) {
@@ -222,11 +232,19 @@ mod tests {
 
     #[test]
     fn top_k_and_top_p_cut_the_tail() {
-        let two = Sampling { temperature: 1.0, top_k: Some(2), ..Sampling::default() };
+        let two = Sampling {
+            temperature: 1.0,
+            top_k: Some(2),
+            ..Sampling::default()
+        };
         let seen = frequencies(&two);
         assert!(seen[0] == 0.0 && seen[3] == 0.0 && seen[2] > 0.2);
         // The likeliest alone holds 64 %.
-        let nucleus = Sampling { temperature: 1.0, top_p: Some(0.6), ..Sampling::default() };
+        let nucleus = Sampling {
+            temperature: 1.0,
+            top_p: Some(0.6),
+            ..Sampling::default()
+        };
         assert!(frequencies(&nucleus)[1] > 0.999);
     }
 }

@@ -31,7 +31,13 @@ impl Rows {
         }
         let rows = self.batch * self.time;
         let mask: Vec<f32> = (0..rows)
-            .map(|row| if self.position(row) >= first { 1.0 } else { 0.0 })
+            .map(|row| {
+                if self.position(row) >= first {
+                    1.0
+                } else {
+                    0.0
+                }
+            })
             .collect();
         let options = (&like.device(), like.dtype());
         Some(Tensor::from_data(TensorData::new(mask, [rows, 1]), options))

@@ -48,7 +48,11 @@ impl Model {
     ///
     /// # Errors
     /// A weight is missing or has the wrong shape.
-    pub fn from_files(files: ModelFiles, device: &Device, dtype: DType) -> Result<Self, ModelError> {
+    pub fn from_files(
+        files: ModelFiles,
+        device: &Device,
+        dtype: DType,
+    ) -> Result<Self, ModelError> {
         let config = files.config.clone();
         let load = |name: WeightName| -> Result<TensorData, ModelError> {
             Ok(TensorData::new(files.weight(name)?, name.shape(&config)))

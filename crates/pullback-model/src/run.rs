@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use pullback_kernels::fused::{
-    AttentionSpec, RotaryPairs, RotarySpec, attention, cross_entropy, gated_silu, linear, rms_norm, rotary,
+    AttentionSpec, RotaryPairs, RotarySpec, attention, cross_entropy, gated_silu, linear, rms_norm,
+    rotary,
 };
 
 use crate::config::{ModelConfig, Rotary};
@@ -177,7 +178,9 @@ impl Model {
         let reached = |site: Site| match site.place() {
             Place::Embed => from_tokens,
             Place::FinalNormalized => options.stop_at.is_none(),
-            _ => site.layer().is_some_and(|layer| (first..last).contains(&layer)),
+            _ => site
+                .layer()
+                .is_some_and(|layer| (first..last).contains(&layer)),
         };
         let used = options.interventions.iter().map(Intervention::site);
         for site in used.chain(options.record.iter().copied()) {
@@ -192,7 +195,10 @@ impl Model {
         }
         let (stream, batch) = match input {
             Input::Tokens { ids, batch } => {
-                let device = options.device.clone().unwrap_or_else(|| self.device().clone());
+                let device = options
+                    .device
+                    .clone()
+                    .unwrap_or_else(|| self.device().clone());
                 (self.embed(&ids, batch, &device)?, batch)
             }
             Input::Residual { stream, batch, .. } => (stream, batch),
@@ -246,7 +252,10 @@ impl Model {
         let vocabulary = self.config().d_vocab;
         if ids.is_empty() || batch == 0 || !ids.len().is_multiple_of(batch) {
             return Err(ModelError::Input {
-                problem: format!("{} tokens do not divide into {batch} sequences of one length", ids.len()),
+                problem: format!(
+                    "{} tokens do not divide into {batch} sequences of one length",
+                    ids.len()
+                ),
             });
         }
         if let Some(id) = ids.iter().find(|&&id| id as usize >= vocabulary) {
@@ -268,7 +277,11 @@ impl Model {
 
     /// The final norm of a residual stream `[n, d_model]`.
     pub fn final_norm(&self, stream: Tensor<2>) -> Tensor<2> {
-        rms_norm(stream, self.final_gain().clone(), f64::from(self.config().norm_eps))
+        rms_norm(
+            stream,
+            self.final_gain().clone(),
+            f64::from(self.config().norm_eps),
+        )
     }
 
     /// Logits `[n, d_vocab]` of normalised streams `[n, d_model]` (what a run to the end returns).
@@ -281,11 +294,19 @@ impl Model {
     ///
     /// # Errors
     /// A target is not in the vocabulary, or there is not one a row.
-    pub fn cross_entropy(&self, normalized: Tensor<2>, targets: &[u32]) -> Result<Tensor<1>, ModelError> {
+    pub fn cross_entropy(
+        &self,
+        normalized: Tensor<2>,
+        targets: &[u32],
+    ) -> Result<Tensor<1>, ModelError> {
         let vocabulary = self.config().d_vocab;
         if normalized.dims()[0] != targets.len() {
             return Err(ModelError::Input {
-                problem: format!("{} targets for {} rows", targets.len(), normalized.dims()[0]),
+                problem: format!(
+                    "{} targets for {} rows",
+                    targets.len(),
+                    normalized.dims()[0]
+                ),
             });
         }
         if let Some(id) = targets.iter().find(|&&id| id as usize >= vocabulary) {
@@ -293,7 +314,11 @@ impl Model {
                 problem: format!("token id {id} is not below the vocabulary size {vocabulary}"),
             });
         }
-        Ok(cross_entropy(normalized, self.unembedding().clone(), Arc::from(targets)))
+        Ok(cross_entropy(
+            normalized,
+            self.unembedding().clone(),
+            Arc::from(targets),
+        ))
     }
 
     /// Element type of the weights.

@@ -83,7 +83,10 @@ pub struct Site {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SiteError {
     /// The name does not parse.
-    #[error("`{name}` is not a site; sites are hook_embed, ln_final.hook_normalized and blocks.L.X with X one of {}", block_names())]
+    #[error(
+        "`{name}` is not a site; sites are hook_embed, ln_final.hook_normalized and blocks.L.X with X one of {}",
+        block_names()
+    )]
     Unknown {
         /// The name as given.
         name: String,
@@ -165,8 +168,8 @@ impl Site {
 
     /// All sites of a model with this many blocks, in the order in which they are computed.
     pub fn all(n_layers: usize) -> Vec<Self> {
-        let blocks = (0..n_layers)
-            .flat_map(|layer| BLOCK_PLACES.map(|(place, _)| Self { layer, place }));
+        let blocks =
+            (0..n_layers).flat_map(|layer| BLOCK_PLACES.map(|(place, _)| Self { layer, place }));
         std::iter::once(Self::embed())
             .chain(blocks)
             .chain(std::iter::once(Self::final_normalized()))
@@ -223,7 +226,11 @@ impl FromStr for Site {
         BLOCK_PLACES
             .iter()
             .find(|(_, full)| {
-                *full == rest || full.replace("hook_", "") == rest || full.rsplit("hook_").next() == Some(rest) && *full != "ln1.hook_normalized" && *full != "ln2.hook_normalized"
+                *full == rest
+                    || full.replace("hook_", "") == rest
+                    || full.rsplit("hook_").next() == Some(rest)
+                        && *full != "ln1.hook_normalized"
+                        && *full != "ln2.hook_normalized"
             })
             .map(|(place, _)| Self {
                 layer,
@@ -271,18 +278,33 @@ mod tests {
             ("0.ln1.normalized", "blocks.0.ln1.hook_normalized"),
             ("ln_final", "ln_final.hook_normalized"),
         ] {
-            assert_eq!(alias.parse::<Site>().map(|site| site.to_string()), Ok(full.to_owned()));
+            assert_eq!(
+                alias.parse::<Site>().map(|site| site.to_string()),
+                Ok(full.to_owned())
+            );
         }
     }
 
     #[test]
     fn a_name_that_is_no_site_lists_the_valid_ones() {
-        let error = "blocks.3.hook_resid_pst".parse::<Site>().unwrap_err().to_string();
-        assert!(error.contains("`blocks.3.hook_resid_pst` is not a site"), "{error}");
-        assert!(error.contains("hook_resid_post") && error.contains("attn.hook_z"), "{error}");
+        let error = "blocks.3.hook_resid_pst"
+            .parse::<Site>()
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("`blocks.3.hook_resid_pst` is not a site"),
+            "{error}"
+        );
+        assert!(
+            error.contains("hook_resid_post") && error.contains("attn.hook_z"),
+            "{error}"
+        );
         assert_eq!(
             Site::resid_post(30).check(30),
-            Err(SiteError::NoSuchLayer { site: Site::resid_post(30), last: 29 })
+            Err(SiteError::NoSuchLayer {
+                site: Site::resid_post(30),
+                last: 29
+            })
         );
     }
 }

@@ -6,13 +6,15 @@ use std::sync::Arc;
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use pullback_model::{
-    AddVector, Edit, GenerateOptions, Input, Intervention, KeyValueCache, Model, ModelFiles, Place, Rows, RunOptions,
-    Site, Zero,
+    AddVector, Edit, GenerateOptions, Input, Intervention, KeyValueCache, Model, ModelFiles, Place,
+    Rows, RunOptions, Site, Zero,
 };
 use safetensors::SafeTensors;
 
 fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/fixtures")
+        .join(name)
 }
 
 fn tiny(name: &str) -> Model {
@@ -34,7 +36,9 @@ impl Reference {
     fn ids(&self, name: &str) -> Vec<u32> {
         let tensors = SafeTensors::deserialize(&self.0).unwrap();
         let ids: Vec<i64> = bytemuck::pod_collect_to_vec(tensors.tensor(name).unwrap().data());
-        ids.into_iter().map(|id| u32::try_from(id).unwrap()).collect()
+        ids.into_iter()
+            .map(|id| u32::try_from(id).unwrap())
+            .collect()
     }
 }
 
@@ -45,12 +49,19 @@ fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
 #[track_caller]
 fn assert_close(found: &[f32], expected: &[f32], tolerance: f32) {
     assert_eq!(found.len(), expected.len());
-    let worst = found.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    let worst = found
+        .iter()
+        .zip(expected)
+        .map(|(a, b)| (a - b).abs())
+        .fold(0.0, f32::max);
     assert!(worst <= tolerance, "off by {worst}");
 }
 
 fn tokens(ids: &[u32]) -> Input {
-    Input::Tokens { ids: ids.to_vec(), batch: 1 }
+    Input::Tokens {
+        ids: ids.to_vec(),
+        batch: 1,
+    }
 }
 
 #[test]
@@ -60,21 +71,42 @@ fn logits_residual_streams_and_losses_are_those_of_transformers_in_both_layouts(
         let model = tiny(name);
         for prompt in 0..3 {
             let ids = reference.ids(&format!("prompt{prompt}.ids"));
-            let sites: Vec<Site> = std::iter::once(Site::embed()).chain((0..3).map(Site::resid_post)).collect();
-            let options = RunOptions { record: &sites, ..RunOptions::default() };
+            let sites: Vec<Site> = std::iter::once(Site::embed())
+                .chain((0..3).map(Site::resid_post))
+                .collect();
+            let options = RunOptions {
+                record: &sites,
+                ..RunOptions::default()
+            };
             let mut out = model.run(tokens(&ids), &options).unwrap();
             let embed = values(out.take(Site::embed()).unwrap());
-            assert_close(&embed, &reference.floats(&format!("prompt{prompt}.embed")), 0.0);
+            assert_close(
+                &embed,
+                &reference.floats(&format!("prompt{prompt}.embed")),
+                0.0,
+            );
             for layer in 0..3 {
                 let stream = values(out.take(Site::resid_post(layer)).unwrap());
-                assert_close(&stream, &reference.floats(&format!("prompt{prompt}.resid_post.{layer}")), 1e-4);
+                assert_close(
+                    &stream,
+                    &reference.floats(&format!("prompt{prompt}.resid_post.{layer}")),
+                    1e-4,
+                );
             }
             let logits = values(model.logits(out.stream.clone()));
-            assert_close(&logits, &reference.floats(&format!("prompt{prompt}.logits")), 1e-4);
+            assert_close(
+                &logits,
+                &reference.floats(&format!("prompt{prompt}.logits")),
+                1e-4,
+            );
             let rows = out.stream.narrow(0, 0, ids.len() - 1);
             let losses = values(model.cross_entropy(rows, &ids[1..]).unwrap());
             let mean = losses.iter().sum::<f32>() / losses.len() as f32;
-            assert_close(&[mean], &reference.floats(&format!("prompt{prompt}.loss")), 1e-5);
+            assert_close(
+                &[mean],
+                &reference.floats(&format!("prompt{prompt}.loss")),
+                1e-5,
+            );
         }
     }
 }
@@ -86,15 +118,33 @@ fn gradients_through_the_layers_above_a_site_are_those_of_transformers() {
     for prompt in 0..3 {
         let ids = reference.ids(&format!("prompt{prompt}.ids"));
         let below = model
-            .run(tokens(&ids), &RunOptions { stop_at: Some(1), ..RunOptions::default() })
+            .run(
+                tokens(&ids),
+                &RunOptions {
+                    stop_at: Some(1),
+                    ..RunOptions::default()
+                },
+            )
             .unwrap();
         let stream = Tensor::<2>::from_inner(below.stream).require_grad();
-        let input = Input::Residual { stream: stream.clone(), batch: 1, layer: 1 };
+        let input = Input::Residual {
+            stream: stream.clone(),
+            batch: 1,
+            layer: 1,
+        };
         let out = model.run(input, &RunOptions::default()).unwrap();
         let rows = out.stream.narrow(0, 0, ids.len() - 1);
-        let grads = model.cross_entropy(rows, &ids[1..]).unwrap().mean().backward();
+        let grads = model
+            .cross_entropy(rows, &ids[1..])
+            .unwrap()
+            .mean()
+            .backward();
         let grad = values(stream.grad(&grads).unwrap());
-        assert_close(&grad, &reference.floats(&format!("prompt{prompt}.grad_resid_post.0")), 1e-5);
+        assert_close(
+            &grad,
+            &reference.floats(&format!("prompt{prompt}.grad_resid_post.0")),
+            1e-5,
+        );
     }
 }
 
@@ -107,12 +157,21 @@ fn the_gradient_at_every_site_agrees_with_finite_differences() {
     let device = Device::flex().autodiff();
     for site in Site::all(3) {
         let width = {
-            let options = RunOptions { record: &[site], ..RunOptions::default() };
+            let options = RunOptions {
+                record: &[site],
+                ..RunOptions::default()
+            };
             let mut out = model.run(tokens(&ids), &options).unwrap();
             out.take(site).unwrap().dims()[1]
         };
         let loss = |vector: Tensor<1>| {
-            let edit = Intervention::new(site, Arc::new(AddVector { vector, first_position: 1 }));
+            let edit = Intervention::new(
+                site,
+                Arc::new(AddVector {
+                    vector,
+                    first_position: 1,
+                }),
+            );
             let interventions = [edit];
             let options = RunOptions {
                 interventions: &interventions,
@@ -122,11 +181,18 @@ fn the_gradient_at_every_site_agrees_with_finite_differences() {
             let out = model.run(tokens(&ids), &options).unwrap();
             model.cross_entropy(out.stream, &targets).unwrap().mean()
         };
-        let at = |values: Vec<f64>| Tensor::<1>::from_data(TensorData::new(values, [width]), (&device, DType::F64));
+        let at = |values: Vec<f64>| {
+            Tensor::<1>::from_data(TensorData::new(values, [width]), (&device, DType::F64))
+        };
         let direction: Vec<f64> = (0..width).map(|i| ((i * 7 + 3) as f64).sin()).collect();
         let zero = at(vec![0.0; width]).require_grad();
         let grads = loss(zero.clone()).backward();
-        let grad: Vec<f64> = zero.grad(&grads).unwrap().into_data().iter::<f64>().collect();
+        let grad: Vec<f64> = zero
+            .grad(&grads)
+            .unwrap()
+            .into_data()
+            .iter::<f64>()
+            .collect();
         let slope: f64 = grad.iter().zip(&direction).map(|(g, v)| g * v).sum();
         let step = 1e-5;
         let moved = |sign: f64| {
@@ -134,8 +200,14 @@ fn the_gradient_at_every_site_agrees_with_finite_differences() {
             loss(at(vector)).into_scalar::<f64>()
         };
         let measured = (moved(1.0) - moved(-1.0)) / (2.0 * step);
-        assert!((slope - measured).abs() < 1e-7, "{site}: {slope} against {measured}");
-        assert!(slope.abs() > 1e-9, "{site}: the change does not reach the loss");
+        assert!(
+            (slope - measured).abs() < 1e-7,
+            "{site}: {slope} against {measured}"
+        );
+        assert!(
+            slope.abs() > 1e-9,
+            "{site}: the change does not reach the loss"
+        );
     }
 }
 
@@ -143,18 +215,38 @@ fn the_gradient_at_every_site_agrees_with_finite_differences() {
 fn a_run_in_two_slices_is_the_run_in_one() {
     let model = tiny("tiny-llama.gguf");
     let ids: Vec<u32> = (0..20).map(|i| 10 + i * 7 % 200).collect();
-    let input = Input::Tokens { ids: ids.clone(), batch: 4 };
-    let whole = values(model.run(input.clone(), &RunOptions::default()).unwrap().stream);
+    let input = Input::Tokens {
+        ids: ids.clone(),
+        batch: 4,
+    };
+    let whole = values(
+        model
+            .run(input.clone(), &RunOptions::default())
+            .unwrap()
+            .stream,
+    );
     for layer in 0..=3 {
         let below = model
-            .run(input.clone(), &RunOptions { stop_at: Some(layer), ..RunOptions::default() })
+            .run(
+                input.clone(),
+                &RunOptions {
+                    stop_at: Some(layer),
+                    ..RunOptions::default()
+                },
+            )
             .unwrap();
-        let rest = Input::Residual { stream: below.stream, batch: 4, layer };
+        let rest = Input::Residual {
+            stream: below.stream,
+            batch: 4,
+            layer,
+        };
         let above = model.run(rest, &RunOptions::default()).unwrap();
         assert_eq!(values(above.stream), whole, "cut before block {layer}");
     }
     // Sequences of a batch do not see each other.
-    let alone = model.run(tokens(&ids[5..10]), &RunOptions::default()).unwrap();
+    let alone = model
+        .run(tokens(&ids[5..10]), &RunOptions::default())
+        .unwrap();
     let width = model.config().d_model;
     assert_close(&values(alone.stream), &whole[5 * width..10 * width], 1e-5);
 }
@@ -166,15 +258,26 @@ fn a_cached_run_is_the_recomputed_one_also_under_interventions() {
     let vector = Tensor::from_data(TensorData::new(vec![0.3_f32; 32], [32]), &Device::flex());
     let interventions = [Intervention::new(
         Site::resid_post(1),
-        Arc::new(AddVector { vector, first_position: 3 }),
+        Arc::new(AddVector {
+            vector,
+            first_position: 3,
+        }),
     )];
     for interventions in [&[][..], &interventions[..]] {
-        let options = RunOptions { interventions, ..RunOptions::default() };
+        let options = RunOptions {
+            interventions,
+            ..RunOptions::default()
+        };
         let whole = values(model.run(tokens(&ids), &options).unwrap().stream);
         let mut cache = KeyValueCache::new(3);
         let mut pieces = Vec::new();
         for piece in [&ids[..2], &ids[2..9], &ids[9..10], &ids[10..]] {
-            pieces.extend(values(model.run_cached(piece, &options, &mut cache).unwrap().stream));
+            pieces.extend(values(
+                model
+                    .run_cached(piece, &options, &mut cache)
+                    .unwrap()
+                    .stream,
+            ));
         }
         assert_eq!(cache.len(), 17);
         assert_close(&pieces, &whole, 1e-4);
@@ -185,7 +288,10 @@ fn a_cached_run_is_the_recomputed_one_also_under_interventions() {
 fn greedy_text_follows_the_largest_logit_and_stops_where_told() {
     let model = tiny("tiny-llama.gguf");
     let ids = [5_u32, 60, 7];
-    let options = GenerateOptions { max_tokens: 12, ..GenerateOptions::default() };
+    let options = GenerateOptions {
+        max_tokens: 12,
+        ..GenerateOptions::default()
+    };
     let text = model.generate(&ids, &options, |_| true).unwrap();
     let mut so_far = ids.to_vec();
     for &next in &text {
@@ -194,9 +300,15 @@ fn greedy_text_follows_the_largest_logit_and_stops_where_told() {
         so_far.push(next);
     }
     assert_eq!(text.len(), 12);
-    let stop = GenerateOptions { stop: vec![text[4]], ..options };
+    let stop = GenerateOptions {
+        stop: vec![text[4]],
+        ..options
+    };
     let first = text.iter().position(|id| *id == text[4]).unwrap();
-    assert_eq!(model.generate(&ids, &stop, |_| true).unwrap(), text[..first]);
+    assert_eq!(
+        model.generate(&ids, &stop, |_| true).unwrap(),
+        text[..first]
+    );
 }
 
 struct Double;
@@ -216,11 +328,28 @@ fn interventions_compose_in_the_order_given() {
     let model = tiny("tiny-llama.gguf");
     let site = Site::resid_post(0);
     let vector = Tensor::from_data(TensorData::new(vec![1.0_f32; 32], [32]), &Device::flex());
-    let add = Intervention::new(site, Arc::new(AddVector { vector, first_position: 0 }));
+    let add = Intervention::new(
+        site,
+        Arc::new(AddVector {
+            vector,
+            first_position: 0,
+        }),
+    );
     let double = Intervention::new(site, Arc::new(Double));
     let at_site = |interventions: &[Intervention]| {
-        let options = RunOptions { interventions, record: &[site], stop_at: Some(1), ..RunOptions::default() };
-        values(model.run(tokens(&[9, 8, 7]), &options).unwrap().take(site).unwrap())
+        let options = RunOptions {
+            interventions,
+            record: &[site],
+            stop_at: Some(1),
+            ..RunOptions::default()
+        };
+        values(
+            model
+                .run(tokens(&[9, 8, 7]), &options)
+                .unwrap()
+                .take(site)
+                .unwrap(),
+        )
     };
     let clean = at_site(&[]);
     let expected: Vec<f32> = clean.iter().map(|x| (x + 1.0) * 2.0).collect();
@@ -236,12 +365,26 @@ fn interventions_compose_in_the_order_given() {
 #[test]
 fn a_hook_that_would_never_fire_is_an_error() {
     let model = tiny("tiny-llama.gguf");
-    let run = |options: &RunOptions<'_>| model.run(tokens(&[1, 2]), options).unwrap_err().to_string();
+    let run =
+        |options: &RunOptions<'_>| model.run(tokens(&[1, 2]), options).unwrap_err().to_string();
     let site = Site::resid_post(2);
-    let error = run(&RunOptions { record: &[site], stop_at: Some(2), ..RunOptions::default() });
-    assert!(error.contains("blocks.2.hook_resid_post is not reached"), "{error}");
-    let error = run(&RunOptions { record: &[Site::resid_post(3)], ..RunOptions::default() });
-    assert!(error.contains("the model's blocks are blocks.0 to blocks.2"), "{error}");
+    let error = run(&RunOptions {
+        record: &[site],
+        stop_at: Some(2),
+        ..RunOptions::default()
+    });
+    assert!(
+        error.contains("blocks.2.hook_resid_post is not reached"),
+        "{error}"
+    );
+    let error = run(&RunOptions {
+        record: &[Site::resid_post(3)],
+        ..RunOptions::default()
+    });
+    assert!(
+        error.contains("the model's blocks are blocks.0 to blocks.2"),
+        "{error}"
+    );
     let error = run(&RunOptions {
         record: &[Site::final_normalized()],
         stop_at: Some(3),
@@ -256,7 +399,10 @@ fn inputs_that_do_not_fit_are_refused_in_words() {
     let model = tiny("tiny-llama.gguf");
     let refused = |ids: Vec<u32>, batch| {
         let input = Input::Tokens { ids, batch };
-        model.run(input, &RunOptions::default()).unwrap_err().to_string()
+        model
+            .run(input, &RunOptions::default())
+            .unwrap_err()
+            .to_string()
     };
     assert!(refused(vec![], 1).contains("do not divide"));
     assert!(refused(vec![1, 2, 3], 2).contains("do not divide"));
@@ -269,20 +415,31 @@ fn inputs_that_do_not_fit_are_refused_in_words() {
 fn smollm2_says_paris() {
     let Some(path) = real_model() else { return };
     let model = Model::load(&path, &Device::flex()).unwrap();
-    let ids = model.tokenizer().encode("The capital of France is", true).unwrap();
+    let ids = model
+        .tokenizer()
+        .encode("The capital of France is", true)
+        .unwrap();
     assert_eq!(ids, [504, 3575, 282, 4649, 314]);
     let logits = model.next_logits(&ids, &[]).unwrap();
     let best = model.rank_next(&logits, 5);
-    assert_eq!(best.iter().map(|next| next.id).collect::<Vec<_>>(), [7042, 260, 4528, 2250, 1315]);
+    assert_eq!(
+        best.iter().map(|next| next.id).collect::<Vec<_>>(),
+        [7042, 260, 4528, 2250, 1315]
+    );
     assert_eq!(best[0].token, " Paris");
     assert!((best[0].logit - 17.371).abs() < 0.005, "{}", best[0].logit);
 }
 
 /// SmolLM2 where `pullback pull` or `PULLBACK_TEST_GGUF` put it; these tests are left out without it.
 fn real_model() -> Option<PathBuf> {
-    let cached = pullback_artifact::Fetcher::from_env().ok().and_then(|fetcher| {
-        let entry = fetcher.catalogue.find("smollm2-135m-instruct").ok()?;
-        Some(fetcher.cache.path_of(entry))
-    });
-    std::env::var_os("PULLBACK_TEST_GGUF").map(PathBuf::from).or(cached).filter(|path| path.exists())
+    let cached = pullback_artifact::Fetcher::from_env()
+        .ok()
+        .and_then(|fetcher| {
+            let entry = fetcher.catalogue.find("smollm2-135m-instruct").ok()?;
+            Some(fetcher.cache.path_of(entry))
+        });
+    std::env::var_os("PULLBACK_TEST_GGUF")
+        .map(PathBuf::from)
+        .or(cached)
+        .filter(|path| path.exists())
 }

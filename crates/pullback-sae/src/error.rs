@@ -22,7 +22,9 @@ pub enum SaeError {
     #[error("{0}")]
     Option(String),
     /// Training left the numbers that can be computed with.
-    #[error("training diverged at step {step}: the loss is {loss}; a smaller learning rate than {lr} is needed")]
+    #[error(
+        "training diverged at step {step}: the loss is {loss}; a smaller learning rate than {lr} is needed"
+    )]
     Diverged {
         /// The step.
         step: usize,

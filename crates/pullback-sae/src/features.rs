@@ -77,7 +77,10 @@ impl FeaturePages {
         control: &Control,
     ) -> Result<Vec<FeaturePage>, SaeError> {
         let d = store.info().d;
-        if let Some(feature) = features.iter().find(|&&feature| feature >= dictionary.n_features()) {
+        if let Some(feature) = features
+            .iter()
+            .find(|&&feature| feature >= dictionary.n_features())
+        {
             return Err(SaeError::Option(format!(
                 "feature {feature} does not exist: the dictionary has {}",
                 dictionary.n_features()
@@ -89,15 +92,18 @@ impl FeaturePages {
                 dictionary.d()
             )));
         }
+        let mut distinct = features.to_vec();
+        distinct.sort_unstable();
+        distinct.dedup();
         let mut wanted = vec![None; dictionary.n_features()];
-        for (place, &feature) in features.iter().enumerate() {
+        for (place, &feature) in distinct.iter().enumerate() {
             wanted[feature] = Some(place);
         }
         let mut rows: Vec<u32> = store.normal_rows(false);
         rows.extend(store.normal_rows(true));
         rows.sort_unstable();
         // For each wanted feature its active rows, ascending, with the activation.
-        let mut active: Vec<Vec<(u32, f32)>> = vec![Vec::new(); features.len()];
+        let mut active: Vec<Vec<(u32, f32)>> = vec![Vec::new(); distinct.len()];
         let stage = control.stage("examples", rows.len() as u64, "tokens");
         for rows in rows.chunks(4096) {
             control.check()?;
@@ -117,8 +123,8 @@ impl FeaturePages {
         stage.finish();
         features
             .iter()
-            .zip(&active)
-            .map(|(&feature, active)| {
+            .map(|&feature| {
+                let active = wanted[feature].map_or(&[][..], |place: usize| &active[place]);
                 let (promoted, suppressed) = self.logit_weights(dictionary, model, feature)?;
                 Ok(FeaturePage {
                     feature,
@@ -171,12 +177,20 @@ impl FeaturePages {
     }
 
     /// The strongest activations, at most one a sequence.
-    fn examples(&self, store: &ActivationStore, model: &Model, active: &[(u32, f32)]) -> Vec<Example> {
+    fn examples(
+        &self,
+        store: &ActivationStore,
+        model: &Model,
+        active: &[(u32, f32)],
+    ) -> Vec<Example> {
         let mut order: Vec<usize> = (0..active.len()).collect();
         order.sort_by(|&a, &b| active[b].1.total_cmp(&active[a].1).then(a.cmp(&b)));
         let mut seen = Vec::new();
         let mut examples = Vec::new();
         for at in order {
+            if examples.len() == self.examples {
+                break;
+            }
             let (row, activation) = active[at];
             let row = row as usize;
             let sequence = store.sequence(row);
@@ -186,7 +200,8 @@ impl FeaturePages {
             seen.push(sequence);
             let first = row - store.position(row) as usize;
             let last = (first + store.info().context).min(store.len());
-            let span = row.saturating_sub(self.context).max(first)..(row + self.context + 1).min(last);
+            let span =
+                row.saturating_sub(self.context).max(first)..(row + self.context + 1).min(last);
             let text = |rows: std::ops::Range<usize>| {
                 let ids: Vec<u32> = rows.map(|row| store.token(row)).collect();
                 model.tokenizer().decode(&ids, false)
@@ -208,9 +223,6 @@ impl FeaturePages {
                     })
                     .collect(),
             });
-            if examples.len() == self.examples {
-                break;
-            }
         }
         examples
     }

@@ -22,5 +22,6 @@ pub use pullback_kernels::sparse::SparseCodes;
 pub use splice::{CrossEntropy, Splice, cross_entropy_score};
 pub use topk::TopKSae;
 pub use train::{
-    CurvePoint, SAE_KIND, SaeResult, TrainConfig, Trained, Training, evaluate_reconstruction, load, load_training, train,
+    CurvePoint, SAE_KIND, SaeResult, TrainConfig, Trained, Training, evaluate_reconstruction, load,
+    load_training, train,
 };

@@ -47,9 +47,17 @@ impl Reconstruction {
     /// # Panics
     /// If the sizes do not agree.
     pub fn add(&mut self, x: &[f32], codes: &SparseCodes<f32>, reconstruction: &[f32]) {
-        assert_eq!(x.len(), reconstruction.len(), "one reconstruction an activation is needed");
+        assert_eq!(
+            x.len(),
+            reconstruction.len(),
+            "one reconstruction an activation is needed"
+        );
         let d = self.sum.len();
-        assert_eq!(x.len(), codes.tokens() * d, "one code an activation is needed");
+        assert_eq!(
+            x.len(),
+            codes.tokens() * d,
+            "one code an activation is needed"
+        );
         for (x, y) in x.chunks_exact(d).zip(reconstruction.chunks_exact(d)) {
             for ((sum, &x), &y) in self.sum.iter_mut().zip(x).zip(y) {
                 let (x, y) = (f64::from(x), f64::from(y));
@@ -69,7 +77,10 @@ impl Reconstruction {
 
     /// Share of tokens in which each feature is active.
     pub fn densities(&self) -> Vec<f32> {
-        self.fired.iter().map(|&count| (count as f64 / self.rows.max(1.0)) as f32).collect()
+        self.fired
+            .iter()
+            .map(|&count| (count as f64 / self.rows.max(1.0)) as f32)
+            .collect()
     }
 
     /// The metrics of all that was added.
@@ -114,7 +125,10 @@ mod tests {
             sums.metrics()
         };
         let perfect = at(&x);
-        assert_eq!((perfect.explained_variance, perfect.mse, perfect.l0), (1.0, 0.0, 1.5));
+        assert_eq!(
+            (perfect.explained_variance, perfect.mse, perfect.l0),
+            (1.0, 0.0, 1.5)
+        );
         assert_eq!(perfect.dead_fraction, 0.5);
         // The mean explains nothing of the variance about the mean, and nearly all of that about zero.
         let mean = at(&[10.0, 0.0, 10.0, 0.0]);
@@ -132,13 +146,26 @@ mod tests {
         let mut rng = ChaCha8Rng::seed_from_u64(2);
         let x: Vec<f32> = (0..n * d).map(|_| rng.random_range(-1.0..3.0)).collect();
         let y: Vec<f32> = x.iter().map(|x| x + rng.random_range(-0.3..0.3)).collect();
-        let fired: Vec<Vec<u32>> = (0..n).map(|i| (0..5).filter(|j| (i * 7 + j) % 3 == 0).map(|j| j as u32).collect()).collect();
+        let fired: Vec<Vec<u32>> = (0..n)
+            .map(|i| {
+                (0..5)
+                    .filter(|j| (i * 7 + j) % 3 == 0)
+                    .map(|j| j as u32)
+                    .collect()
+            })
+            .collect();
         let mut sums = Reconstruction::new(d, 6);
         for rows in [0..13, 13..14, 14..60] {
             let part: Vec<&[u32]> = fired[rows.clone()].iter().map(Vec::as_slice).collect();
-            sums.add(&x[rows.start * d..rows.end * d], &codes(&part), &y[rows.start * d..rows.end * d]);
+            sums.add(
+                &x[rows.start * d..rows.end * d],
+                &codes(&part),
+                &y[rows.start * d..rows.end * d],
+            );
         }
-        let mean: Vec<f64> = (0..d).map(|j| (0..n).map(|i| f64::from(x[i * d + j])).sum::<f64>() / n as f64).collect();
+        let mean: Vec<f64> = (0..d)
+            .map(|j| (0..n).map(|i| f64::from(x[i * d + j])).sum::<f64>() / n as f64)
+            .collect();
         let (mut error, mut variance) = (0.0, 0.0);
         for i in 0..n {
             for j in 0..d {

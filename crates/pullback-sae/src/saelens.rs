@@ -75,7 +75,10 @@ pub fn save(sae: &TopKSae, metadata: &SaeLensMetadata, dir: &Path) -> Result<(),
     ];
     let mut tensors = Vec::new();
     for (name, (shape, bytes)) in &parts {
-        tensors.push((*name, TensorView::new(Dtype::F32, shape.clone(), bytes).map_err(wrong)?));
+        tensors.push((
+            *name,
+            TensorView::new(Dtype::F32, shape.clone(), bytes).map_err(wrong)?,
+        ));
     }
     let bytes = safetensors::serialize(tensors, None).map_err(wrong)?;
     Ok(write_atomic(&path, &bytes)?)
@@ -104,18 +107,35 @@ pub fn load(dir: &Path) -> Result<TopKSae, SaeError> {
         config[key]
             .as_u64()
             .map(|size| size as usize)
-            .ok_or_else(|| wrong_config(format!("`{key}` is {}, a whole number is needed", config[key])))
+            .ok_or_else(|| {
+                wrong_config(format!(
+                    "`{key}` is {}, a whole number is needed",
+                    config[key]
+                ))
+            })
     };
     let (d, m) = (size("d_in")?, size("d_sae")?);
-    let k = match config["k"].as_u64().or_else(|| config["activation_fn_kwargs"]["k"].as_u64()) {
-        Some(k) => k as usize,
-        None => return Err(wrong_config("`k` is missing".to_owned())),
-    };
-    if config["rescale_acts_by_decoder_norm"] == true {
-        return Err(wrong_config(
-            "`rescale_acts_by_decoder_norm` is true: fold the decoder norms into the weights before loading".to_owned(),
-        ));
+    for (key, size) in [("d_in", d), ("d_sae", m)] {
+        if size == 0 {
+            return Err(wrong_config(format!("`{key}` is 0, it must be at least 1")));
+        }
     }
+    let k = if config["k"].is_null() {
+        &config["activation_fn_kwargs"]["k"]
+    } else {
+        &config["k"]
+    };
+    if k.is_null() {
+        return Err(wrong_config("`k` is missing".to_owned()));
+    }
+    let k = k
+        .as_u64()
+        .filter(|&k| (1..=m as u64).contains(&k))
+        .ok_or_else(|| {
+            wrong_config(format!(
+                "`k` is {k}, a whole number from 1 to {m} is needed"
+            ))
+        })? as usize;
     let normalization = &config["normalize_activations"];
     if !(normalization.is_null() || normalization == "none" || normalization == false) {
         return Err(wrong_config(format!(
@@ -130,18 +150,41 @@ pub fn load(dir: &Path) -> Result<TopKSae, SaeError> {
     let bytes = std::fs::read(&path).map_err(|error| wrong(error.to_string()))?;
     let tensors = SafeTensors::deserialize(&bytes).map_err(|error| wrong(error.to_string()))?;
     let read = |name: &str, shape: &[usize]| -> Result<Vec<f32>, SaeError> {
-        let view = tensors.tensor(name).map_err(|error| wrong(format!("{name}: {error}")))?;
+        let view = tensors
+            .tensor(name)
+            .map_err(|error| wrong(format!("{name}: {error}")))?;
         if view.dtype() != Dtype::F32 {
-            return Err(wrong(format!("{name} is {:?}, F32 is needed", view.dtype())));
+            return Err(wrong(format!(
+                "{name} is {:?}, F32 is needed",
+                view.dtype()
+            )));
         }
         if view.shape() != shape {
             let reversed: Vec<usize> = shape.iter().rev().copied().collect();
-            let hint = if view.shape() == reversed { ": it is transposed" } else { "" };
-            return Err(wrong(format!("{name} has shape {:?}, expected {shape:?}{hint}", view.shape())));
+            let hint = if view.shape() == reversed {
+                ": it is transposed"
+            } else {
+                ""
+            };
+            return Err(wrong(format!(
+                "{name} has shape {:?}, expected {shape:?}{hint}",
+                view.shape()
+            )));
         }
         Ok(pod_collect_to_vec(view.data()))
     };
-    let encoder = transposed(&read("W_enc", &[d, m])?, d, m);
+    if tensors.names().contains(&"scaling_factor")
+        && read("scaling_factor", &[m])?
+            .iter()
+            .any(|&s| (s - 1.0).abs() > 0.0)
+    {
+        return Err(wrong(
+            "scaling_factor is not all ones: fold it into W_dec (one factor a row) and take it out"
+                .to_owned(),
+        ));
+    }
+    let mut encoder = transposed(&read("W_enc", &[d, m])?, d, m);
+    let mut decoder = read("W_dec", &[m, d])?;
     let b_dec = read("b_dec", &[d])?;
     let mut b_enc = read("b_enc", &[m])?;
     if config["apply_b_dec_to_input"] == false {
@@ -150,7 +193,19 @@ pub fn load(dir: &Path) -> Result<TopKSae, SaeError> {
             *bias += row.iter().zip(&b_dec).map(|(w, b)| w * b).sum::<f32>();
         }
     }
-    TopKSae::new(k, encoder, b_enc, read("W_dec", &[m, d])?, b_dec)
+    if config["rescale_acts_by_decoder_norm"] == true {
+        // Selection is then by activation × length of the decoder row; rows of length one say the same.
+        let rows = encoder.chunks_exact_mut(d).zip(decoder.chunks_exact_mut(d));
+        for ((encoder, decoder), bias) in rows.zip(&mut b_enc) {
+            let length = decoder.iter().map(|x| x * x).sum::<f32>().sqrt();
+            if length > 0.0 {
+                encoder.iter_mut().for_each(|x| *x *= length);
+                decoder.iter_mut().for_each(|x| *x /= length);
+                *bias *= length;
+            }
+        }
+    }
+    TopKSae::new(k, encoder, b_enc, decoder, b_dec)
 }
 
 /// Writes `sparsity.safetensors`: the base-10 logarithm of each feature's density, plus 1e-10.
@@ -159,7 +214,10 @@ pub fn load(dir: &Path) -> Result<TopKSae, SaeError> {
 /// The file cannot be written.
 pub fn save_sparsity(densities: &[f32], dir: &Path) -> Result<(), SaeError> {
     let path = dir.join("sparsity.safetensors");
-    let logs: Vec<f32> = densities.iter().map(|density| (density + 1e-10).log10()).collect();
+    let logs: Vec<f32> = densities
+        .iter()
+        .map(|density| (density + 1e-10).log10())
+        .collect();
     let wrong = |error: safetensors::SafeTensorError| SaeError::File {
         path: path.clone(),
         problem: error.to_string(),

@@ -70,7 +70,11 @@ pub fn cross_entropy_score(
     control: &Control,
 ) -> Result<CrossEntropy, SaeError> {
     let site = store.info().site;
-    let starts: Vec<usize> = store.sequence_starts(true).into_iter().take(max_sequences).collect();
+    let starts: Vec<usize> = store
+        .sequence_starts(true)
+        .into_iter()
+        .take(max_sequences)
+        .collect();
     if starts.is_empty() {
         return Err(SaeError::Option(format!(
             "{} holds no held-out text: harvest with --held-out above 0",
@@ -86,11 +90,18 @@ pub fn cross_entropy_score(
     }
     let edits: [Option<Arc<dyn Edit>>; 3] = [
         None,
-        Some(Arc::new(Splice { dictionary, first_position: 1 })),
+        Some(Arc::new(Splice {
+            dictionary,
+            first_position: 1,
+        })),
         Some(Arc::new(Zero { first_position: 1 })),
     ];
     let context = store.info().context;
-    let stage = control.stage("cross-entropy", (3 * starts.len() * context) as u64, "tokens");
+    let stage = control.stage(
+        "cross-entropy",
+        (3 * starts.len() * context) as u64,
+        "tokens",
+    );
     let mut totals = [0.0; 3];
     let mut count = 0;
     for starts in starts.chunks(BATCH) {
@@ -136,16 +147,35 @@ fn batch_loss(
             let data = TensorData::new(values, [ids.len(), store.info().d]);
             let mut stream = Tensor::<2>::from_data(data, model.device());
             if let Some(edit) = &edit {
-                stream = edit.apply(stream, &Rows { batch, time, start: 0 });
+                stream = edit.apply(
+                    stream,
+                    &Rows {
+                        batch,
+                        time,
+                        start: 0,
+                    },
+                );
             }
-            let input = Input::Residual { stream, batch, layer: layer + 1 };
+            let input = Input::Residual {
+                stream,
+                batch,
+                layer: layer + 1,
+            };
             model.run(input, &RunOptions::default())?.stream
         }
         _ => {
-            let interventions: Vec<Intervention> =
-                edit.into_iter().map(|edit| Intervention::new(site, edit)).collect();
-            let options = RunOptions { interventions: &interventions, ..RunOptions::default() };
-            let input = Input::Tokens { ids: ids.clone(), batch };
+            let interventions: Vec<Intervention> = edit
+                .into_iter()
+                .map(|edit| Intervention::new(site, edit))
+                .collect();
+            let options = RunOptions {
+                interventions: &interventions,
+                ..RunOptions::default()
+            };
+            let input = Input::Tokens {
+                ids: ids.clone(),
+                batch,
+            };
             model.run(input, &options)?.stream
         }
     };

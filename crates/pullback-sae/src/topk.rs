@@ -38,7 +38,9 @@ impl TopKSae {
             )));
         }
         if k == 0 || k > m {
-            return Err(SaeError::Option(format!("k is {k}, it must be between 1 and the {m} features")));
+            return Err(SaeError::Option(format!(
+                "k is {k}, it must be between 1 and the {m} features"
+            )));
         }
         Ok(Self {
             d,
@@ -87,7 +89,14 @@ impl Dictionary for TopKSae {
     }
 
     fn encode(&self, x: &[f32]) -> SparseCodes<f32> {
-        encode_top_k(&self.centred(x), &self.encoder, &self.encoder_bias, self.k, None).codes
+        encode_top_k(
+            &self.centred(x),
+            &self.encoder,
+            &self.encoder_bias,
+            self.k,
+            None,
+        )
+        .codes
     }
 
     fn decoder(&self) -> &[f32] {

@@ -7,7 +7,9 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use pullback_activations::{ActivationStore, STORE_KIND};
-use pullback_artifact::{Control, Interrupted, Manifest, ParentRef, PartialDir, read_json, write_json};
+use pullback_artifact::{
+    Control, Interrupted, Manifest, ParentRef, PartialDir, read_json, write_json,
+};
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -71,7 +73,10 @@ impl TrainConfig {
     fn check(&self, rows: usize) -> Result<(), SaeError> {
         let wrong = |problem: String| Err(SaeError::Option(problem));
         if self.k == 0 || self.k > self.features {
-            return wrong(format!("k is {}, it must be between 1 and the {} features", self.k, self.features));
+            return wrong(format!(
+                "k is {}, it must be between 1 and the {} features",
+                self.k, self.features
+            ));
         }
         if self.passes == 0 || self.batch == 0 {
             return wrong("at least one pass and one row in a batch are needed".to_owned());
@@ -83,9 +88,18 @@ impl TrainConfig {
             ));
         }
         if !(self.lr.is_finite() && self.lr > 0.0) {
-            return wrong(format!("the learning rate is {}, it must be above zero", self.lr));
+            return wrong(format!(
+                "the learning rate is {}, it must be above zero",
+                self.lr
+            ));
         }
-        if self.warmup < 0.0 || self.decay < 0.0 || self.warmup + self.decay > 1.0 {
+        if !(self.aux_coefficient.is_finite() && self.aux_coefficient >= 0.0) {
+            return wrong(format!(
+                "the auxiliary coefficient is {}, it must be zero or above",
+                self.aux_coefficient
+            ));
+        }
+        if !(self.warmup >= 0.0 && self.decay >= 0.0 && self.warmup + self.decay <= 1.0) {
             return wrong(format!(
                 "warm-up {} and decay {} are shares of the training, together at most 1",
                 self.warmup, self.decay
@@ -97,8 +111,16 @@ impl TrainConfig {
     /// Learning rate at a step, counted from zero.
     fn rate(&self, step: usize, steps: usize) -> f64 {
         let place = (step as f64 + 0.5) / steps as f64;
-        let up = if self.warmup > 0.0 { place / self.warmup } else { 1.0 };
-        let down = if self.decay > 0.0 { (1.0 - place) / self.decay } else { 1.0 };
+        let up = if self.warmup > 0.0 {
+            place / self.warmup
+        } else {
+            1.0
+        };
+        let down = if self.decay > 0.0 {
+            (1.0 - place) / self.decay
+        } else {
+            1.0
+        };
         self.lr * up.min(down).min(1.0)
     }
 }
@@ -110,8 +132,8 @@ pub struct CurvePoint {
     pub tokens: usize,
     /// Mean loss since the last point (fraction of variance unexplained, plus the auxiliary term).
     pub loss: f64,
-    /// Explained variance of a sample of held-out rows.
-    pub explained_variance: f64,
+    /// Explained variance of a sample of held-out rows; none when the store holds none.
+    pub explained_variance: Option<f64>,
     /// Features that count as dead.
     pub dead: usize,
 }
@@ -200,7 +222,9 @@ pub fn train(
     let mut resumed = None;
     if dir.is_resumed() {
         match Checkpoint::load(dir.path())? {
-            Some(found) if found.progress.config == *config && found.progress.store == store_digest => {
+            Some(found)
+                if found.progress.config == *config && found.progress.store == store_digest =>
+            {
                 resumed = Some(found);
             }
             Some(_) => {
@@ -213,7 +237,10 @@ pub fn train(
             None => dir.clear()?,
         }
     }
-    let sample: Vec<u32> = order(&rows, config.seed, 0).into_iter().take(65_536).collect();
+    let sample: Vec<u32> = order(&rows, config.seed, 0)
+        .into_iter()
+        .take(65_536)
+        .collect();
     let scale = input_scale(store, &sample);
     let variance = variance(store, &sample) * scale * scale;
     if !(variance.is_finite() && variance > 0.0) {
@@ -271,9 +298,18 @@ pub fn train(
         let loss = batch.loss + config.aux_coefficient * batch.aux_loss;
         let lr = config.rate(step, steps);
         if !loss.is_finite() {
-            return Err(SaeError::Diverged { step, loss, lr: config.lr });
+            return Err(SaeError::Diverged {
+                step,
+                loss,
+                lr: config.lr,
+            });
         }
-        update(&mut state.parameters, &mut state.moments, &batch, &Adam::at(step + 1, lr));
+        update(
+            &mut state.parameters,
+            &mut state.moments,
+            &batch,
+            &Adam::at(step + 1, lr),
+        );
         for silent in &mut state.silent {
             *silent += config.batch as u64;
         }
@@ -284,8 +320,12 @@ pub fn train(
         progress.step += 1;
         progress.loss_sum += loss;
         progress.loss_steps += 1;
-        if progress.step == steps || (progress.step * CURVE_POINTS) / steps > (step * CURVE_POINTS) / steps {
-            let explained = explained_variance(&state.parameters, &held_out, config.k);
+        if progress.step == steps
+            || (progress.step * CURVE_POINTS) / steps > (step * CURVE_POINTS) / steps
+        {
+            let explained = (!held_out.is_empty())
+                .then(|| explained_variance(&state.parameters, &held_out, config.k))
+                .transpose()?;
             progress.curve.push(CurvePoint {
                 tokens: progress.step * config.batch,
                 loss: progress.loss_sum / f64::from(progress.loss_steps),
@@ -293,7 +333,10 @@ pub fn train(
                 dead: dead.len(),
             });
             (progress.loss_sum, progress.loss_steps) = (0.0, 0);
-            stage.message(&format!("explained variance {explained:.3}, {} dead", dead.len()));
+            let explained = explained.map_or_else(String::new, |explained| {
+                format!("explained variance {explained:.3}, ")
+            });
+            stage.message(&format!("{explained}{} dead", dead.len()));
         }
         stage.advance(config.batch as u64);
     }
@@ -306,7 +349,11 @@ pub fn train(
         curve: state.progress.curve.clone(),
     };
     let metadata = SaeLensMetadata {
-        model_name: store.manifest().model.as_ref().map(|model| model.name.clone()),
+        model_name: store
+            .manifest()
+            .model
+            .as_ref()
+            .map(|model| model.name.clone()),
         hook_name: store.info().site.to_string(),
         context_size: store.info().context,
         prepend_bos: store.info().prepend_bos,
@@ -365,7 +412,11 @@ fn input_scale(store: &ActivationStore, sample: &[u32]) -> f64 {
     let total: f64 = sample
         .iter()
         .map(|&row| {
-            let squares: f64 = store.row(row as usize).iter().map(|&x| f64::from(x) * f64::from(x)).sum();
+            let squares: f64 = store
+                .row(row as usize)
+                .iter()
+                .map(|&x| f64::from(x) * f64::from(x))
+                .sum();
             squares.sqrt()
         })
         .sum();
@@ -388,7 +439,12 @@ fn variance(store: &ActivationStore, sample: &[u32]) -> f64 {
 
 /// The start: unit decoder rows in random directions, the encoder their copy, the decoder bias the
 /// geometric median of a sample.
-fn initial(store: &ActivationStore, sample: &[u32], scale: f64, config: &TrainConfig) -> Parameters<f32> {
+fn initial(
+    store: &ActivationStore,
+    sample: &[u32],
+    scale: f64,
+    config: &TrainConfig,
+) -> Parameters<f32> {
     let d = store.info().d;
     let mut rng = ChaCha8Rng::seed_from_u64(config.seed);
     let mut decoder = vec![0.0_f32; config.features * d];
@@ -428,7 +484,11 @@ fn geometric_median(store: &ActivationStore, sample: &[u32]) -> Vec<f64> {
         let mut total = 0.0;
         for &row in sample {
             let x = store.row(row as usize);
-            let squares: f64 = x.iter().zip(&at).map(|(&x, a)| (f64::from(x) - a).powi(2)).sum();
+            let squares: f64 = x
+                .iter()
+                .zip(&at)
+                .map(|(&x, a)| (f64::from(x) - a).powi(2))
+                .sum();
             let weight = squares.sqrt().max(1e-12).recip();
             total += weight;
             for (next, &x) in next.iter_mut().zip(x) {
@@ -452,7 +512,11 @@ fn geometric_median(store: &ActivationStore, sample: &[u32]) -> Vec<f64> {
 
 /// Undoes the input normalisation: since the code of TopK scales with its input, only the biases change,
 /// and decoder rows keep length one.
-fn in_units_of_activations(parameters: &Parameters<f32>, k: usize, scale: f32) -> Result<TopKSae, SaeError> {
+fn in_units_of_activations(
+    parameters: &Parameters<f32>,
+    k: usize,
+    scale: f32,
+) -> Result<TopKSae, SaeError> {
     let by_scale = |bias: &[f32]| bias.iter().map(|b| b / scale).collect::<Vec<_>>();
     TopKSae::new(
         k,
@@ -464,7 +528,11 @@ fn in_units_of_activations(parameters: &Parameters<f32>, k: usize, scale: f32) -
 }
 
 fn held_out_sample(store: &ActivationStore, scale: f64) -> Vec<f32> {
-    let rows: Vec<u32> = store.normal_rows(true).into_iter().take(CURVE_ROWS).collect();
+    let rows: Vec<u32> = store
+        .normal_rows(true)
+        .into_iter()
+        .take(CURVE_ROWS)
+        .collect();
     let mut sample = vec![0.0; rows.len() * store.info().d];
     store.gather(&rows, &mut sample);
     for x in &mut sample {
@@ -473,14 +541,12 @@ fn held_out_sample(store: &ActivationStore, scale: f64) -> Vec<f32> {
     sample
 }
 
-fn explained_variance(parameters: &Parameters<f32>, x: &[f32], k: usize) -> f64 {
-    let Ok(sae) = in_units_of_activations(parameters, k, 1.0) else {
-        return f64::NAN;
-    };
+fn explained_variance(parameters: &Parameters<f32>, x: &[f32], k: usize) -> Result<f64, SaeError> {
+    let sae = in_units_of_activations(parameters, k, 1.0)?;
     let mut sums = Reconstruction::new(sae.d(), sae.n_features());
     let codes = sae.encode(x);
     sums.add(x, &codes, &sae.decode(&codes));
-    sums.metrics().explained_variance
+    Ok(sums.metrics().explained_variance)
 }
 
 /// Metrics of a dictionary on some rows of a store, and each feature's density there.
@@ -503,7 +569,9 @@ pub fn evaluate_reconstruction(
     let mut sums = Reconstruction::new(d, dictionary.n_features());
     let stage = control.stage("encode", rows.len() as u64, "tokens");
     for rows in rows.chunks(4096) {
-        control.check().map_err(|interrupted: Interrupted| interrupted)?;
+        control
+            .check()
+            .map_err(|interrupted: Interrupted| interrupted)?;
         let mut x = vec![0.0; rows.len() * d];
         store.gather(rows, &mut x);
         let codes = dictionary.encode(&x);

@@ -20,11 +20,19 @@ use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
 
 fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/fixtures")
+        .join(name)
 }
 
 fn floats(bytes: &[u8], name: &str) -> Vec<f32> {
-    pod_collect_to_vec(SafeTensors::deserialize(bytes).unwrap().tensor(name).unwrap().data())
+    pod_collect_to_vec(
+        SafeTensors::deserialize(bytes)
+            .unwrap()
+            .tensor(name)
+            .unwrap()
+            .data(),
+    )
 }
 
 fn metadata() -> SaeLensMetadata {
@@ -37,7 +45,9 @@ fn metadata() -> SaeLensMetadata {
 }
 
 fn dense(codes: &SparseCodes<f32>, m: usize) -> Vec<f32> {
-    (0..codes.tokens()).flat_map(|token| (0..m as u32).map(move |i| codes.value(token, i))).collect()
+    (0..codes.tokens())
+        .flat_map(|token| (0..m as u32).map(move |i| codes.value(token, i)))
+        .collect()
 }
 
 /// A directory that can be read, to be damaged.
@@ -68,11 +78,16 @@ impl Directory {
         let bytes = fs::read(&path).unwrap();
         let old = SafeTensors::deserialize(&bytes).unwrap();
         let zeros = vec![0_u8; 4096];
-        let mut all: Vec<(&str, TensorView<'_>)> =
-            old.iter().filter(|(name, _)| changed.iter().all(|(other, _)| other != name)).collect();
+        let mut all: Vec<(&str, TensorView<'_>)> = old
+            .iter()
+            .filter(|(name, _)| changed.iter().all(|(other, _)| other != name))
+            .collect();
         for (name, shape) in changed.iter().filter(|(_, shape)| !shape.is_empty()) {
             let size = 4 * shape.iter().product::<usize>();
-            all.push((name, TensorView::new(Dtype::F32, shape.to_vec(), &zeros[..size]).unwrap()));
+            all.push((
+                name,
+                TensorView::new(Dtype::F32, shape.to_vec(), &zeros[..size]).unwrap(),
+            ));
         }
         let bytes = safetensors::serialize(all, None).unwrap();
         fs::write(&path, bytes).unwrap();
@@ -80,7 +95,10 @@ impl Directory {
     }
 
     fn error(&self) -> String {
-        load(self.path()).map(|_| ()).expect_err("a damaged directory was read").to_string()
+        load(self.path())
+            .map(|_| ())
+            .expect_err("a damaged directory was read")
+            .to_string()
     }
 }
 
@@ -111,10 +129,18 @@ fn what_was_written_is_read_back_equal() {
     let x = random(9, 60 * 12);
     let codes = sae.encode(&x);
     let (dense, reconstruction) = (dense(&codes, 40), sae.decode(&codes));
-    let view = |columns: usize, x| TensorView::new(Dtype::F32, vec![60, columns], cast_slice(x)).unwrap();
-    let tensors =
-        [("x", view(12, &x[..])), ("codes", view(40, &dense[..])), ("reconstruction", view(12, &reconstruction[..]))];
-    fs::write(dir.join("ours.safetensors"), safetensors::serialize(tensors, None).unwrap()).unwrap();
+    let view =
+        |columns: usize, x| TensorView::new(Dtype::F32, vec![60, columns], cast_slice(x)).unwrap();
+    let tensors = [
+        ("x", view(12, &x[..])),
+        ("codes", view(40, &dense[..])),
+        ("reconstruction", view(12, &reconstruction[..])),
+    ];
+    fs::write(
+        dir.join("ours.safetensors"),
+        safetensors::serialize(tensors, None).unwrap(),
+    )
+    .unwrap();
 
     let bytes = fs::read(dir.join("sae_weights.safetensors")).unwrap();
     let tensors = SafeTensors::deserialize(&bytes).unwrap();
@@ -125,13 +151,17 @@ fn what_was_written_is_read_back_equal() {
     assert_eq!(tensors.tensor("W_dec").unwrap().shape(), [40, 12]);
     // Column i of W_enc is feature i's.
     let written = floats(&bytes, "W_enc");
-    assert_eq!(written[3 * 40 + 17].to_bits(), sae.encoder()[17 * 12 + 3].to_bits());
+    assert_eq!(
+        written[3 * 40 + 17].to_bits(),
+        sae.encoder()[17 * 12 + 3].to_bits()
+    );
 }
 
 #[test]
 fn the_configuration_has_the_keys_of_version_six() {
     let dir = Directory::new();
-    let config: Value = serde_json::from_slice(&fs::read(dir.path().join("cfg.json")).unwrap()).unwrap();
+    let config: Value =
+        serde_json::from_slice(&fs::read(dir.path().join("cfg.json")).unwrap()).unwrap();
     for (key, value) in [
         ("d_in", json!(6)),
         ("d_sae", json!(10)),
@@ -152,7 +182,10 @@ fn the_configuration_has_the_keys_of_version_six() {
     assert_eq!(about["context_size"], 16);
     assert_eq!(about["prepend_bos"], true);
     let version = about["sae_lens_version"].as_str().unwrap();
-    assert!(version.split('.').next().unwrap().parse::<u32>().unwrap() >= 6, "{version} means a flat configuration");
+    assert!(
+        version.split('.').next().unwrap().parse::<u32>().unwrap() >= 6,
+        "{version} means a flat configuration"
+    );
 }
 
 #[test]
@@ -165,7 +198,11 @@ fn flat_configurations_of_older_versions_are_read() {
         "hook_name": "blocks.1.hook_resid_post", "hook_layer": 1, "prepend_bos": true, "context_size": 128,
         "normalize_activations": "none", "apply_b_dec_to_input": true, "finetuning_scaling_factor": false,
     });
-    fs::write(dir.path().join("cfg.json"), serde_json::to_vec(&flat).unwrap()).unwrap();
+    fs::write(
+        dir.path().join("cfg.json"),
+        serde_json::to_vec(&flat).unwrap(),
+    )
+    .unwrap();
     assert_eq!(load(dir.path()).unwrap(), sae);
 }
 
@@ -182,9 +219,15 @@ fn a_scaling_that_would_be_dropped_is_refused() {
 fn what_cannot_be_read_is_named() {
     let dir = Directory::new();
     let weights = "sae_weights.safetensors";
-    assert_has(&dir.tensors(&[("W_enc", &[10, 6])]).error(), &[weights, "W_enc", "[10, 6]", "[6, 10]", "transposed"]);
+    assert_has(
+        &dir.tensors(&[("W_enc", &[10, 6])]).error(),
+        &[weights, "W_enc", "[10, 6]", "[6, 10]", "transposed"],
+    );
     let dir = Directory::new();
-    assert_has(&dir.tensors(&[("W_dec", &[6, 10])]).error(), &[weights, "W_dec", "[6, 10]", "[10, 6]", "transposed"]);
+    assert_has(
+        &dir.tensors(&[("W_dec", &[6, 10])]).error(),
+        &[weights, "W_dec", "[6, 10]", "[10, 6]", "transposed"],
+    );
     let dir = Directory::new();
     let error = dir.tensors(&[("W_dec", &[9, 6])]).error();
     assert_has(&error, &[weights, "W_dec", "[9, 6]"]);
@@ -193,7 +236,10 @@ fn what_cannot_be_read_is_named() {
         let dir = Directory::new();
         assert_has(&dir.tensors(&[(name, &[])]).error(), &[weights, name]);
         let dir = Directory::new();
-        assert_has(&dir.tensors(&[(name, &[3])]).error(), &[weights, name, "[3]"]);
+        assert_has(
+            &dir.tensors(&[(name, &[3])]).error(),
+            &[weights, name, "[3]"],
+        );
     }
     let changed = |key: &'static str, value: Value| {
         let dir = Directory::new();
@@ -202,13 +248,18 @@ fn what_cannot_be_read_is_named() {
         assert_has(&error, &["cfg.json"]);
         error
     };
-    assert_has(&changed("architecture", json!("jumprelu")), &["`jumprelu`", "`topk`"]);
+    assert_has(
+        &changed("architecture", json!("jumprelu")),
+        &["`jumprelu`", "`topk`"],
+    );
     assert_has(&changed("architecture", Value::Null), &["`standard`"]);
     assert_has(&changed("d_in", json!("6")), &["`d_in`", "\"6\""]);
     assert_has(&changed("d_sae", json!(-1)), &["`d_sae`", "-1"]);
-    assert_has(&changed("normalize_activations", json!("layer_norm")), &["layer_norm"]);
+    assert_has(
+        &changed("normalize_activations", json!("layer_norm")),
+        &["layer_norm"],
+    );
     assert_has(&changed("normalize_activations", json!(true)), &["true"]);
-    assert_has(&changed("rescale_acts_by_decoder_norm", json!(true)), &["rescale_acts_by_decoder_norm"]);
     let dir = Directory::new();
     dir.config(|config| {
         config.as_object_mut().unwrap().remove("k");
@@ -242,7 +293,12 @@ fn sizes_of_zero_are_an_error() {
             config["d_in"] = json!(d);
             config["d_sae"] = json!(m);
         });
-        dir.tensors(&[("W_enc", &[d, m]), ("W_dec", &[m, d]), ("b_enc", &[m]), ("b_dec", &[d])]);
+        dir.tensors(&[
+            ("W_enc", &[d, m]),
+            ("W_dec", &[m, d]),
+            ("b_enc", &[m]),
+            ("b_dec", &[d]),
+        ]);
         assert_has(&dir.error(), &["cfg.json"]);
     }
 }
@@ -259,11 +315,56 @@ fn densities_are_kept_as_logarithms() {
 fn parts_that_do_not_agree_make_no_dictionary() {
     let refused = |k, sizes: [usize; 4]| {
         let part = |i: usize| vec![0.0; sizes[i]];
-        TopKSae::new(k, part(0), part(1), part(2), part(3)).unwrap_err().to_string()
+        TopKSae::new(k, part(0), part(1), part(2), part(3))
+            .unwrap_err()
+            .to_string()
     };
-    assert_has(&refused(2, [12, 4, 12, 4]), &["encoder 12", "4 features of width 4"]);
+    assert_has(
+        &refused(2, [12, 4, 12, 4]),
+        &["encoder 12", "4 features of width 4"],
+    );
     assert_has(&refused(2, [12, 4, 11, 3]), &["decoder 11"]);
     assert_has(&refused(0, [12, 4, 12, 3]), &["k is 0"]);
     assert_has(&refused(5, [12, 4, 12, 3]), &["k is 5", "4"]);
     assert_has(&refused(1, [0, 0, 0, 3]), &["0 features"]);
+}
+
+#[test]
+fn selection_by_decoder_norm_is_folded_into_the_weights() {
+    // Two features, one token: by pre-activation the first wins (2 against 1.5), by pre-activation times the
+    // length of the decoder row the second does (2·1 against 1.5·3), and its code is undone in the decoder.
+    let dir = tempfile::tempdir().unwrap();
+    let config = json!({
+        "architecture": "topk", "d_in": 2, "d_sae": 2, "k": 1, "apply_b_dec_to_input": true,
+        "normalize_activations": "none", "rescale_acts_by_decoder_norm": true,
+    });
+    fs::write(dir.path().join("cfg.json"), config.to_string()).unwrap();
+    let parts: [(&str, Vec<usize>, [f32; 4]); 2] = [
+        ("W_enc", vec![2, 2], [2.0, 0.0, 0.0, 1.5]),
+        ("W_dec", vec![2, 2], [0.0, 1.0, 3.0, 0.0]),
+    ];
+    let zeros = [0_u8; 8];
+    let bytes: Vec<Vec<u8>> = parts
+        .iter()
+        .map(|(_, _, values)| values.iter().flat_map(|x| x.to_le_bytes()).collect())
+        .collect();
+    let mut tensors: Vec<(&str, TensorView<'_>)> = parts
+        .iter()
+        .zip(&bytes)
+        .map(|((name, shape, _), bytes)| {
+            (
+                *name,
+                TensorView::new(Dtype::F32, shape.clone(), bytes).unwrap(),
+            )
+        })
+        .collect();
+    for name in ["b_enc", "b_dec"] {
+        tensors.push((name, TensorView::new(Dtype::F32, vec![2], &zeros).unwrap()));
+    }
+    let path = dir.path().join("sae_weights.safetensors");
+    fs::write(path, safetensors::serialize(tensors, None).unwrap()).unwrap();
+    let sae = load(dir.path()).unwrap();
+    let codes = sae.encode(&[1.0, 1.0]);
+    assert_eq!(codes.token(0), (&[1_u32][..], &[4.5_f32][..]));
+    assert_eq!(sae.decode(&codes), [4.5, 0.0]);
 }

@@ -26,7 +26,14 @@ fn settings() -> [Setting; 2] {
 }
 
 fn score(setting: &Setting, sae: TopKSae, sequences: usize) -> CrossEntropy {
-    cross_entropy_score(&setting.model, &setting.store, Arc::new(sae), sequences, &Control::hidden()).unwrap()
+    cross_entropy_score(
+        &setting.model,
+        &setting.store,
+        Arc::new(sae),
+        sequences,
+        &Control::hidden(),
+    )
+    .unwrap()
 }
 
 /// Puts given activations at the site.
@@ -44,19 +51,44 @@ impl Edit for Put {
 
 /// Mean cross-entropy over the held-out sequences, one at a time and from logits, with `change` made to the activations
 /// `[context, d]` at the site.
-fn by_hand(model: &Model, setting: &Setting, sequences: usize, change: impl Fn(&[f32]) -> Vec<f32>) -> f64 {
+fn by_hand(
+    model: &Model,
+    setting: &Setting,
+    sequences: usize,
+    change: impl Fn(&[f32]) -> Vec<f32>,
+) -> f64 {
     let (store, site) = (&setting.store, setting.store.info().site);
     let (context, d) = (store.info().context, store.info().d);
     let (mut total, mut count) = (0.0, 0);
     for start in store.sequence_starts(true).into_iter().take(sequences) {
-        let ids: Vec<u32> = (start..start + context).map(|row| store.token(row)).collect();
-        let input = Input::Tokens { ids: ids.clone(), batch: 1 };
+        let ids: Vec<u32> = (start..start + context)
+            .map(|row| store.token(row))
+            .collect();
+        let input = Input::Tokens {
+            ids: ids.clone(),
+            batch: 1,
+        };
         let record = [site];
-        let options = RunOptions { record: &record, ..RunOptions::default() };
-        let x = values(model.run(input.clone(), &options).unwrap().take(site).unwrap());
-        let put = Tensor::from_data(TensorData::new(change(&x), [context, d]), (&Device::flex(), model.dtype()));
+        let options = RunOptions {
+            record: &record,
+            ..RunOptions::default()
+        };
+        let x = values(
+            model
+                .run(input.clone(), &options)
+                .unwrap()
+                .take(site)
+                .unwrap(),
+        );
+        let put = Tensor::from_data(
+            TensorData::new(change(&x), [context, d]),
+            (&Device::flex(), model.dtype()),
+        );
         let interventions = [Intervention::new(site, Arc::new(Put(put)))];
-        let options = RunOptions { interventions: &interventions, ..RunOptions::default() };
+        let options = RunOptions {
+            interventions: &interventions,
+            ..RunOptions::default()
+        };
         let out = model.run(input, &options).unwrap();
         let logits: Vec<f64> = model.logits(out.stream).into_data().iter::<f64>().collect();
         for (position, logits) in logits.chunks_exact(model.config().d_vocab).enumerate() {
@@ -76,14 +108,30 @@ fn by_hand(model: &Model, setting: &Setting, sequences: usize, change: impl Fn(&
 fn a_perfect_dictionary_changes_nothing_and_an_empty_one_is_zero_ablation() {
     for setting in settings() {
         let perfect = score(&setting, identity_sae(32), 10);
-        assert!((perfect.ce_spliced - perfect.ce_clean).abs() < 1e-6, "{perfect:?}");
+        assert!(
+            (perfect.ce_spliced - perfect.ce_clean).abs() < 1e-6,
+            "{perfect:?}"
+        );
         assert!((perfect.ce_score - 1.0).abs() < 1e-4, "{perfect:?}");
-        let nothing = TopKSae::new(3, vec![1.0; 64 * 32], vec![0.0; 64], vec![0.0; 64 * 32], vec![0.0; 32]).unwrap();
+        let nothing = TopKSae::new(
+            3,
+            vec![1.0; 64 * 32],
+            vec![0.0; 64],
+            vec![0.0; 64 * 32],
+            vec![0.0; 32],
+        )
+        .unwrap();
         let nothing = score(&setting, nothing, 10);
-        assert!((nothing.ce_spliced - nothing.ce_zero).abs() < 1e-6, "{nothing:?}");
+        assert!(
+            (nothing.ce_spliced - nothing.ce_zero).abs() < 1e-6,
+            "{nothing:?}"
+        );
         assert!(nothing.ce_score.abs() < 1e-4, "{nothing:?}");
         assert!((nothing.ce_clean - perfect.ce_clean).abs() < 1e-12);
-        assert!((nothing.ce_zero - nothing.ce_clean).abs() > 1e-2, "the site does not matter: {nothing:?}");
+        assert!(
+            (nothing.ce_zero - nothing.ce_clean).abs() > 1e-2,
+            "the site does not matter: {nothing:?}"
+        );
     }
 }
 
@@ -97,16 +145,27 @@ fn the_three_cross_entropies_are_those_from_logits() {
             let model = &setting.model;
             let keep_first = |x: &[f32], rest: Vec<f32>| [&x[..32], &rest[32..]].concat();
             let clean = by_hand(model, &setting, sequences, <[f32]>::to_vec);
-            let zero = by_hand(model, &setting, sequences, |x| keep_first(x, vec![0.0; x.len()]));
+            let zero = by_hand(model, &setting, sequences, |x| {
+                keep_first(x, vec![0.0; x.len()])
+            });
             let spliced = by_hand(model, &setting, sequences, |x| {
-                let rows: Vec<f32> = x.chunks_exact(32).flat_map(|x| sae.decode(&sae.encode(x))).collect();
+                let rows: Vec<f32> = x
+                    .chunks_exact(32)
+                    .flat_map(|x| sae.decode(&sae.encode(x)))
+                    .collect();
                 keep_first(x, rows)
             });
             assert!((found.ce_clean - clean).abs() < 1e-5, "{found:?} {clean}");
             assert!((found.ce_zero - zero).abs() < 1e-5, "{found:?} {zero}");
-            assert!((found.ce_spliced - spliced).abs() < 1e-5, "{found:?} {spliced}");
+            assert!(
+                (found.ce_spliced - spliced).abs() < 1e-5,
+                "{found:?} {spliced}"
+            );
             let expected = (zero - spliced) / (zero - clean);
-            assert!((found.ce_score - expected).abs() < 1e-3 * expected.abs().max(1.0), "{found:?} {expected}");
+            assert!(
+                (found.ce_score - expected).abs() < 1e-3 * expected.abs().max(1.0),
+                "{found:?} {expected}"
+            );
         }
     }
 }
@@ -114,16 +173,29 @@ fn the_three_cross_entropies_are_those_from_logits() {
 #[test]
 fn a_splice_keeps_what_stands_before_its_first_position() {
     let sae = random_sae(3, 4, 9, 2);
-    let splice = Splice { dictionary: Arc::new(sae.clone()), first_position: 2 };
+    let splice = Splice {
+        dictionary: Arc::new(sae.clone()),
+        first_position: 2,
+    };
     let x: Vec<f32> = common::random(1, 6 * 4);
-    let tensor = |dtype| Tensor::<2>::from_data(TensorData::new(x.clone(), [6, 4]), (&Device::flex(), dtype));
+    let tensor = |dtype| {
+        Tensor::<2>::from_data(TensorData::new(x.clone(), [6, 4]), (&Device::flex(), dtype))
+    };
     // Two sequences of three positions, the first of which is position 1: one row of each is kept.
-    let rows = Rows { batch: 2, time: 3, start: 1 };
+    let rows = Rows {
+        batch: 2,
+        time: 3,
+        start: 1,
+    };
     let found = values(splice.apply(tensor(DType::F32), &rows));
     let all = sae.decode(&sae.encode(&x));
     for row in 0..6 {
         let expected = if row % 3 == 0 { &x } else { &all };
-        assert_eq!(found[row * 4..(row + 1) * 4], expected[row * 4..(row + 1) * 4], "row {row}");
+        assert_eq!(
+            found[row * 4..(row + 1) * 4],
+            expected[row * 4..(row + 1) * 4],
+            "row {row}"
+        );
     }
     assert_eq!(splice.apply(tensor(DType::F64), &rows).dtype(), DType::F64);
 }
@@ -137,9 +209,15 @@ fn what_cannot_be_scored_is_refused_in_words() {
         let sae = Arc::new(identity_sae(d));
         cross_entropy_score(&setting.model, &setting.store, sae, 10, control).unwrap_err()
     };
-    assert_has(&run(&setting, 32, &Control::hidden()).to_string(), &["store", "no held-out"]);
+    assert_has(
+        &run(&setting, 32, &Control::hidden()).to_string(),
+        &["store", "no held-out"],
+    );
     let setting = setting_with(&common::base::config());
-    assert_has(&run(&setting, 31, &Control::hidden()).to_string(), &["width 31", "width 32"]);
+    assert_has(
+        &run(&setting, 31, &Control::hidden()).to_string(),
+        &["width 31", "width 32"],
+    );
     let error = run(&setting, 32, &interrupted_at("cross-entropy", 2));
     assert!(matches!(error, SaeError::Interrupted(_)), "{error}");
     assert_eq!(setting.store.info().site, Site::resid_post(1));

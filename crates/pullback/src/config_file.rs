@@ -18,7 +18,10 @@ pub(crate) fn expand(arguments: Vec<OsString>, command: &Command) -> anyhow::Res
                 rest.extend(iter.by_ref());
             }
             Some("--config") => {
-                file = Some(iter.next().context("--config needs the name of a TOML file")?);
+                file = Some(
+                    iter.next()
+                        .context("--config needs the name of a TOML file")?,
+                );
             }
             Some(text) if text.starts_with("--config=") => {
                 file = Some(OsString::from(&text["--config=".len()..]));
@@ -29,12 +32,17 @@ pub(crate) fn expand(arguments: Vec<OsString>, command: &Command) -> anyhow::Res
     let Some(file) = file else { return Ok(rest) };
     let name = file.to_string_lossy().into_owned();
     let text = std::fs::read_to_string(&file).with_context(|| format!("cannot read {name}"))?;
-    let table: Table = text.parse().with_context(|| format!("{name} is not TOML"))?;
+    let table: Table = text
+        .parse()
+        .with_context(|| format!("{name} is not TOML"))?;
 
     // The subcommands stand first; options of the file come after them.
     let mut depth = 1;
     let mut current = command;
-    while let Some(next) = rest.get(depth).and_then(|word| word.to_str()).and_then(|word| current.find_subcommand(word))
+    while let Some(next) = rest
+        .get(depth)
+        .and_then(|word| word.to_str())
+        .and_then(|word| current.find_subcommand(word))
     {
         current = next;
         depth += 1;
@@ -48,7 +56,10 @@ pub(crate) fn expand(arguments: Vec<OsString>, command: &Command) -> anyhow::Res
     for (key, value) in &table {
         let long = key.replace('_', "-");
         if !known.contains(&long.as_str()) {
-            bail!("{name}: `{key}` is no option of this command; it knows {}", known.join(", "));
+            bail!(
+                "{name}: `{key}` is no option of this command; it knows {}",
+                known.join(", ")
+            );
         }
         push(&mut options, &long, value).with_context(|| format!("{name}: `{key}`"))?;
     }
@@ -74,7 +85,9 @@ fn push(options: &mut Vec<OsString>, long: &str, value: &Value) -> anyhow::Resul
             }
             return Ok(());
         }
-        Value::Table(_) | Value::Datetime(_) => bail!("a table or date is not the value of an option"),
+        Value::Table(_) | Value::Datetime(_) => {
+            bail!("a table or date is not the value of an option")
+        }
     };
     options.push(format!("--{long}={text}").into());
     Ok(())

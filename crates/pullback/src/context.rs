@@ -35,7 +35,11 @@ impl NamedModel {
 impl App {
     pub(crate) fn new(cli: &Cli) -> Self {
         Self {
-            control: if cli.quiet { Control::hidden() } else { Control::terminal() },
+            control: if cli.quiet {
+                Control::hidden()
+            } else {
+                Control::terminal()
+            },
             json: cli.json,
         }
     }
@@ -46,26 +50,48 @@ impl App {
     }
 
     /// Prints the result: the JSON object, or the text for a person.
-    pub(crate) fn print<T: serde::Serialize>(&self, value: &T, text: impl FnOnce() -> String) -> anyhow::Result<()> {
-        if self.json { output::json(value) } else { output::text(&text()) }
+    pub(crate) fn print<T: serde::Serialize>(
+        &self,
+        value: &T,
+        text: impl FnOnce() -> String,
+    ) -> anyhow::Result<()> {
+        if self.json {
+            output::json(value)
+        } else {
+            output::text(&text())
+        }
     }
 
     /// The file or directory of a model given as a catalogue name, a `.gguf` file or a directory. What
     /// exists on disk wins; a catalogue name is fetched if need be.
     pub(crate) fn model_path(&self, model: &str) -> anyhow::Result<(String, PathBuf)> {
         let path = Path::new(model);
-        let looks_like_path = model.contains(['/', '\\']) || path.extension().is_some_and(|e| e == "gguf");
+        let looks_like_path =
+            model.contains(['/', '\\']) || path.extension().is_some_and(|e| e == "gguf");
         if path.exists() {
-            let stem = if path.is_dir() { path.file_name() } else { path.file_stem() };
-            let name = stem.map_or_else(|| model.to_owned(), |name| name.to_string_lossy().into_owned());
+            let stem = if path.is_dir() {
+                path.file_name()
+            } else {
+                path.file_stem()
+            };
+            let name = stem.map_or_else(
+                || model.to_owned(),
+                |name| name.to_string_lossy().into_owned(),
+            );
             return Ok((name, path.to_owned()));
         }
         if looks_like_path {
-            bail!("{model} does not exist: give a .gguf file, a model directory or a name of the catalogue ({})", names(EntryKind::Model)?);
+            bail!(
+                "{model} does not exist: give a .gguf file, a model directory or a name of the catalogue ({})",
+                names(EntryKind::Model)?
+            );
         }
         let fetched = fetch(model, &self.control)?;
         if fetched.entry.kind != EntryKind::Model {
-            bail!("`{model}` is a corpus, a model is needed here ({})", names(EntryKind::Model)?);
+            bail!(
+                "`{model}` is a corpus, a model is needed here ({})",
+                names(EntryKind::Model)?
+            );
         }
         Ok((fetched.entry.name, fetched.path))
     }
@@ -78,7 +104,11 @@ impl App {
     }
 
     /// Loads the model that an artifact was made with: the one named, or the one that it records.
-    pub(crate) fn load_model_of(&self, named: Option<&str>, manifest: &Manifest) -> anyhow::Result<NamedModel> {
+    pub(crate) fn load_model_of(
+        &self,
+        named: Option<&str>,
+        manifest: &Manifest,
+    ) -> anyhow::Result<NamedModel> {
         let Some(recorded) = &manifest.model else {
             bail!("the artifact does not record its model: name it with --model");
         };
@@ -86,20 +116,29 @@ impl App {
         let model = self.load_model(name).with_context(|| {
             format!("the model `{}` that the artifact was made with is needed (--model gives its place)", recorded.name)
         })?;
-        manifest.check_model(&ModelRef { name: recorded.name.clone(), digest: model.model.digest().to_owned() })?;
+        manifest.check_model(&ModelRef {
+            name: recorded.name.clone(),
+            digest: model.model.digest().to_owned(),
+        })?;
         Ok(model)
     }
 
     /// Opens a corpus given as a catalogue name, a file or a directory.
     pub(crate) fn open_corpus(&self, text: &str) -> anyhow::Result<Corpus> {
         let path = Path::new(text);
-        let in_catalogue = Catalogue::built_in()?.entries.iter().any(|entry| entry.name == text);
+        let in_catalogue = Catalogue::built_in()?
+            .entries
+            .iter()
+            .any(|entry| entry.name == text);
         if path.exists() || !in_catalogue {
             return Ok(Corpus::open(path)?);
         }
         let fetched = fetch(text, &self.control)?;
         if fetched.entry.kind != EntryKind::Corpus {
-            bail!("`{text}` is a model, a corpus is needed here ({})", names(EntryKind::Corpus)?);
+            bail!(
+                "`{text}` is a model, a corpus is needed here ({})",
+                names(EntryKind::Corpus)?
+            );
         }
         Ok(Corpus::open(&fetched.path)?)
     }
@@ -113,7 +152,10 @@ impl App {
 /// Names of a kind in the catalogue.
 fn names(kind: EntryKind) -> anyhow::Result<String> {
     let catalogue = Catalogue::built_in()?;
-    let names: Vec<&str> = catalogue.of_kind(kind).map(|entry| entry.name.as_str()).collect();
+    let names: Vec<&str> = catalogue
+        .of_kind(kind)
+        .map(|entry| entry.name.as_str())
+        .collect();
     Ok(names.join(", "))
 }
 

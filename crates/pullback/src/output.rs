@@ -1,5 +1,8 @@
 //! What goes to the two output streams: results to standard output, everything else to standard error.
-#![expect(clippy::print_stderr, reason = "this is the one place that prints messages")]
+#![expect(
+    clippy::print_stderr,
+    reason = "this is the one place that prints messages"
+)]
 
 use std::io::{self, Write};
 
@@ -17,7 +20,12 @@ pub(crate) fn note(text: &str) {
 
 /// Text on standard output, at once.
 pub(crate) fn text(text: &str) -> anyhow::Result<()> {
-    written(io::stdout().lock().write_all(text.as_bytes()).and_then(|()| io::stdout().flush()))
+    written(
+        io::stdout()
+            .lock()
+            .write_all(text.as_bytes())
+            .and_then(|()| io::stdout().flush()),
+    )
 }
 
 /// One JSON object on standard output.

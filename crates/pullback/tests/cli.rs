@@ -10,11 +10,26 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../pullback-model/tests/fixtures").join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../pullback-model/tests/fixtures")
+        .join(name)
 }
 
-fn model() -> String {
-    fixture("tiny-llama.gguf").display().to_string()
+/// The tiny model, told that it may read long texts: the built-in pairs outgrow its 64 positions.
+fn model(dir: &Path) -> String {
+    let path = dir.join("tiny-llama.gguf");
+    let mut bytes = fs::read(fixture("tiny-llama.gguf")).unwrap();
+    let key = b"llama.context_length";
+    let at = bytes
+        .windows(key.len())
+        .position(|window| window == key)
+        .unwrap()
+        + key.len();
+    // After the key stand the type, u32, and the value.
+    assert_eq!(bytes[at..at + 4], 4_u32.to_le_bytes());
+    bytes[at + 4..at + 8].copy_from_slice(&4096_u32.to_le_bytes());
+    fs::write(&path, bytes).unwrap();
+    path.display().to_string()
 }
 
 /// The program, in a directory of its own, with a cache that holds nothing and clients that fetch nothing.
@@ -36,7 +51,11 @@ fn run(dir: &Path, arguments: &[&str]) -> Output {
 #[track_caller]
 fn json(dir: &Path, arguments: &[&str]) -> Value {
     let output = run(dir, arguments);
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
@@ -57,14 +76,19 @@ fn fails(dir: &Path, arguments: &[&str], words: &[&str]) {
 
 /// Some documents of English-like sentences, enough for a tiny harvest.
 fn corpus(dir: &Path) -> String {
-    let words = ["the", "captain", "looked", "over", "a", "calm", "sea", "and", "said", "that", "wind", "would", "rise"];
+    let words = [
+        "the", "captain", "looked", "over", "a", "calm", "sea", "and", "said", "that", "wind",
+        "would", "rise",
+    ];
     let path = dir.join("corpus");
     fs::create_dir_all(&path).unwrap();
     let mut state = 12_345_u64;
     for document in 0..24 {
         let mut text = String::new();
         for _ in 0..700 {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
             text += words[(state >> 33) as usize % words.len()];
             text.push(' ');
         }
@@ -74,13 +98,37 @@ fn corpus(dir: &Path) -> String {
 }
 
 const SMALL: [&str; 16] = [
-    "--tokens", "6000", "--held-out", "1024", "--features", "96", "--k", "4", "--passes", "2", "--epochs", "1",
-    "--top", "5", "--rank", "3",
+    "--tokens",
+    "6000",
+    "--held-out",
+    "1024",
+    "--features",
+    "96",
+    "--k",
+    "4",
+    "--passes",
+    "2",
+    "--epochs",
+    "1",
+    "--top",
+    "5",
+    "--rank",
+    "3",
 ];
 
 fn quickstart(dir: &Path, out: &str, more: &[&str]) -> Command {
-    let (model, corpus) = (model(), corpus(dir));
-    let mut arguments = vec!["quickstart", "--model", &model, "--text", &corpus, "--at", "1.resid_post", "-o", out];
+    let (model, corpus) = (model(dir), corpus(dir));
+    let mut arguments = vec![
+        "quickstart",
+        "--model",
+        &model,
+        "--text",
+        &corpus,
+        "--at",
+        "1.resid_post",
+        "-o",
+        out,
+    ];
     arguments.extend(SMALL);
     arguments.extend(more);
     pullback(dir, &arguments)
@@ -90,18 +138,38 @@ fn quickstart(dir: &Path, out: &str, more: &[&str]) -> Command {
 fn quickstart_tells_the_whole_story_and_a_second_call_only_reads_it() {
     let dir = TempDir::new().unwrap();
     let first = quickstart(dir.path(), "qs", &[]).output().unwrap();
-    assert!(first.status.success(), "{}", String::from_utf8_lossy(&first.stderr));
+    assert!(
+        first.status.success(),
+        "{}",
+        String::from_utf8_lossy(&first.stderr)
+    );
     let told = String::from_utf8(first.stdout).unwrap();
-    assert!(told.contains("qs/report.html") && told.contains("qs/summary.json"), "{told}");
-    let summary: Value = serde_json::from_slice(&fs::read(dir.path().join("qs/summary.json")).unwrap()).unwrap();
+    assert!(
+        told.contains("qs/report.html") && told.contains("qs/summary.json"),
+        "{told}"
+    );
+    let summary: Value =
+        serde_json::from_slice(&fs::read(dir.path().join("qs/summary.json")).unwrap()).unwrap();
     assert_eq!(summary["model"], "tiny-llama");
     assert_eq!(summary["site"], "blocks.1.hook_resid_post");
     assert!(summary["tokens_harvested"].as_u64().unwrap() >= 7000);
     for key in [
-        "features", "k", "explained_variance", "l0", "dead_fraction", "ce_clean", "ce_spliced", "ce_zero", "ce_score",
+        "features",
+        "k",
+        "explained_variance",
+        "l0",
+        "dead_fraction",
+        "ce_clean",
+        "ce_spliced",
+        "ce_zero",
+        "ce_score",
         "train_tokens_per_second",
     ] {
-        assert!(summary["sae"][key].is_number(), "sae.{key}: {}", summary["sae"]);
+        assert!(
+            summary["sae"][key].is_number(),
+            "sae.{key}: {}",
+            summary["sae"]
+        );
     }
     for key in ["rank", "loss_before", "loss_after"] {
         assert!(summary["adapter"][key].is_number(), "adapter.{key}");
@@ -111,7 +179,10 @@ fn quickstart_tells_the_whole_story_and_a_second_call_only_reads_it() {
     assert!((-1.0..=1.0).contains(&spearman));
     let changed = summary["changed_features"].as_array().unwrap();
     assert_eq!(changed.len(), 5);
-    let sizes: Vec<f64> = changed.iter().map(|c| c["measured"].as_f64().unwrap().abs()).collect();
+    let sizes: Vec<f64> = changed
+        .iter()
+        .map(|c| c["measured"].as_f64().unwrap().abs())
+        .collect();
     assert!(sizes.is_sorted_by(|a, b| a >= b), "{sizes:?}");
     for key in ["feature", "predicted", "measured", "density"] {
         assert!(changed[0][key].is_number(), "{key}");
@@ -119,38 +190,70 @@ fn quickstart_tells_the_whole_story_and_a_second_call_only_reads_it() {
     assert_eq!(changed[0]["promoted"].as_array().unwrap().len(), 10);
     assert_eq!(changed[0]["suppressed"].as_array().unwrap().len(), 10);
     let example = &changed[0]["examples"][0];
-    assert!(example["text"].as_str().unwrap().contains(example["token"].as_str().unwrap()));
+    assert!(
+        example["text"]
+            .as_str()
+            .unwrap()
+            .contains(example["token"].as_str().unwrap())
+    );
     assert!(example["activation"].as_f64().unwrap() > 0.0);
-    for stage in ["fetch", "harvest", "train", "evaluate", "adapt", "answer", "explain"] {
+    for stage in [
+        "fetch", "harvest", "train", "evaluate", "adapt", "answer", "explain",
+    ] {
         assert!(summary["seconds"][stage].is_number(), "seconds.{stage}");
     }
     let page = fs::read_to_string(dir.path().join("qs/report.html")).unwrap();
-    assert!(page.starts_with("<!DOCTYPE html>") && !page.contains("http://") && !page.contains("https://"));
+    assert!(
+        page.starts_with("<!DOCTYPE html>")
+            && !page.contains("http://")
+            && !page.contains("https://")
+    );
     for artifact in ["store", "sae", "adapter"] {
-        let shown = json(dir.path(), &["show", &format!("qs/{artifact}"), "--verify", "--json"]);
+        let shown = json(
+            dir.path(),
+            &["show", &format!("qs/{artifact}"), "--verify", "--json"],
+        );
         assert_eq!(shown["manifest"]["kind"], artifact);
     }
 
-    let again = quickstart(dir.path(), "qs", &["--json", "--quiet"]).output().unwrap();
-    assert!(again.status.success() && again.stderr.is_empty(), "{}", String::from_utf8_lossy(&again.stderr));
+    let again = quickstart(dir.path(), "qs", &["--json", "--quiet"])
+        .output()
+        .unwrap();
+    assert!(
+        again.status.success() && again.stderr.is_empty(),
+        "{}",
+        String::from_utf8_lossy(&again.stderr)
+    );
     let mut result: Value = serde_json::from_slice(&again.stdout).unwrap();
     let (mut once, mut twice) = (summary.clone(), result["result"].take());
     once["seconds"] = Value::Null;
     twice["seconds"] = Value::Null;
     assert_eq!(once, twice);
 
-    let other = quickstart(dir.path(), "qs", &["--seed", "9"]).output().unwrap();
+    let other = quickstart(dir.path(), "qs", &["--seed", "9"])
+        .output()
+        .unwrap();
     assert_eq!(other.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&other.stderr).contains("was made with other options: use --force"));
+    assert!(
+        String::from_utf8_lossy(&other.stderr).contains("was made with other options: use --force")
+    );
 }
 
 #[cfg(unix)]
 #[test]
 fn an_interrupted_quickstart_goes_on_to_the_same_artifacts() {
     let dir = TempDir::new().unwrap();
-    assert!(quickstart(dir.path(), "whole", &["--quiet"]).output().unwrap().status.success());
+    assert!(
+        quickstart(dir.path(), "whole", &["--quiet"])
+            .output()
+            .unwrap()
+            .status
+            .success()
+    );
     let mut interrupted = 0;
-    for wait in [200, 350, 500, 700, 900, 1200, 1600, 2200, 3000, 6000, 20_000] {
+    for wait in [
+        200, 350, 500, 700, 900, 1200, 1600, 2200, 3000, 6000, 20_000,
+    ] {
         let mut child = quickstart(dir.path(), "parts", &["--quiet"])
             .stdout(std::process::Stdio::null())
             .stderr(std::process::Stdio::null())
@@ -163,7 +266,10 @@ fn an_interrupted_quickstart_goes_on_to_the_same_artifacts() {
             }
             if start.elapsed().as_millis() > wait {
                 // The signal of Ctrl-C.
-                Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+                Command::new("kill")
+                    .args(["-INT", &child.id().to_string()])
+                    .status()
+                    .unwrap();
                 break child.wait().unwrap();
             }
             std::thread::sleep(std::time::Duration::from_millis(5));
@@ -177,7 +283,11 @@ fn an_interrupted_quickstart_goes_on_to_the_same_artifacts() {
     assert!(interrupted > 0, "nothing was interrupted");
     for artifact in ["store", "sae", "adapter"] {
         let digest = |which: &str| {
-            json(dir.path(), &["show", &format!("{which}/{artifact}"), "--json"])["digest"].clone()
+            json(
+                dir.path(),
+                &["show", &format!("{which}/{artifact}"), "--json"],
+            )["digest"]
+                .clone()
         };
         assert_eq!(digest("whole"), digest("parts"), "{artifact}");
     }
@@ -186,59 +296,193 @@ fn an_interrupted_quickstart_goes_on_to_the_same_artifacts() {
 #[test]
 fn the_separate_commands_do_what_quickstart_does() {
     let dir = TempDir::new().unwrap();
-    let (model, corpus, d) = (model(), corpus(dir.path()), dir.path());
-    let harvested = json(d, &[
-        "harvest", &model, "--text", &corpus, "--at", "blocks.1.hook_resid_post", "--tokens", "6000", "--held-out",
-        "1024", "-o", "store", "--json",
-    ]);
+    let (model, corpus, d) = (model(dir.path()), corpus(dir.path()), dir.path());
+    let harvested = json(
+        d,
+        &[
+            "harvest",
+            &model,
+            "--text",
+            &corpus,
+            "--at",
+            "blocks.1.hook_resid_post",
+            "--tokens",
+            "6000",
+            "--held-out",
+            "1024",
+            "-o",
+            "store",
+            "--json",
+        ],
+    );
     assert_eq!(harvested["site"], "blocks.1.hook_resid_post");
     assert_eq!(harvested["d"], 32);
-    assert!(harvested["tokens"].as_u64().unwrap() >= 7000 && harvested["tokens_per_second"].as_f64().unwrap() > 0.0);
-    let trained = json(d, &[
-        "sae", "train", "store", "--features", "96", "--k", "4", "--passes", "2", "--model", &model, "-o", "sae",
-        "--json",
-    ]);
-    let judged = json(d, &["sae", "eval", "sae", "--store", "store", "--model", &model, "--json"]);
+    assert!(
+        harvested["tokens"].as_u64().unwrap() >= 7000
+            && harvested["tokens_per_second"].as_f64().unwrap() > 0.0
+    );
+    let trained = json(
+        d,
+        &[
+            "sae",
+            "train",
+            "store",
+            "--features",
+            "96",
+            "--k",
+            "4",
+            "--passes",
+            "2",
+            "--model",
+            &model,
+            "-o",
+            "sae",
+            "--json",
+        ],
+    );
+    let judged = json(
+        d,
+        &[
+            "sae", "eval", "sae", "--store", "store", "--model", &model, "--json",
+        ],
+    );
     assert_eq!(trained, judged);
-    let adapted = json(d, &["adapt", "train", &model, "--at", "1.resid_post", "--rank", "3", "--epochs", "1", "-o", "adapter", "--json"]);
+    let adapted = json(
+        d,
+        &[
+            "adapt",
+            "train",
+            &model,
+            "--at",
+            "1.resid_post",
+            "--rank",
+            "3",
+            "--epochs",
+            "1",
+            "-o",
+            "adapter",
+            "--json",
+        ],
+    );
     assert_eq!(adapted["rank"], 3);
-    let explained = json(d, &[
-        "adapt", "explain", "adapter", "--sae", "sae", "--store", "store", "--model", &model, "--top", "4", "--json",
-    ]);
+    let explained = json(
+        d,
+        &[
+            "adapt", "explain", "adapter", "--sae", "sae", "--store", "store", "--model", &model,
+            "--top", "4", "--json",
+        ],
+    );
     assert_eq!(explained["features"].as_array().unwrap().len(), 4);
     assert!((0.0..=1.0).contains(&explained["residual_fraction"].as_f64().unwrap()));
     // The adapter changes what the model says; a dictionary in place does, too.
     let clean = json(d, &["run", &model, "--prompt", "the sea", "--json"]);
-    let changed = json(d, &["run", &model, "--prompt", "the sea", "--adapter", "adapter", "--json"]);
-    let spliced = json(d, &["run", &model, "--prompt", "the sea", "--splice", "sae", "--json"]);
+    let changed = json(
+        d,
+        &[
+            "run",
+            &model,
+            "--prompt",
+            "the sea",
+            "--adapter",
+            "adapter",
+            "--json",
+        ],
+    );
+    let spliced = json(
+        d,
+        &[
+            "run", &model, "--prompt", "the sea", "--splice", "sae", "--json",
+        ],
+    );
     assert_ne!(clean, changed);
     assert_ne!(clean, spliced);
     // What was made for something else is refused.
-    json(d, &["harvest", &model, "--text", &corpus, "--at", "0.resid_post", "--tokens", "3000", "--held-out", "256", "-o", "other", "--json"]);
-    fails(d, &["sae", "eval", "sae", "--store", "other", "--model", &model], &["blocks.1.hook_resid_post", "blocks.0.hook_resid_post"]);
-    fails(d, &["sae", "eval", "store", "--store", "store"], &["`store`", "`sae`"]);
-    fails(d, &["harvest", &model, "--text", &corpus, "-o", "store"], &["store already exists", "--force"]);
+    json(
+        d,
+        &[
+            "harvest",
+            &model,
+            "--text",
+            &corpus,
+            "--at",
+            "0.resid_post",
+            "--tokens",
+            "3000",
+            "--held-out",
+            "256",
+            "-o",
+            "other",
+            "--json",
+        ],
+    );
+    fails(
+        d,
+        &["sae", "eval", "sae", "--store", "other", "--model", &model],
+        &["blocks.1.hook_resid_post", "blocks.0.hook_resid_post"],
+    );
+    fails(
+        d,
+        &["sae", "eval", "store", "--store", "store"],
+        &["`store`", "`sae`"],
+    );
+    fails(
+        d,
+        &["harvest", &model, "--text", &corpus, "-o", "store"],
+        &["store already exists", "--force"],
+    );
 }
 
 #[test]
 fn run_prints_the_next_tokens_and_text() {
     let dir = TempDir::new().unwrap();
-    let model = model();
-    let result = json(dir.path(), &["run", &model, "--prompt", "The capital of France is", "--json"]);
+    let model = model(dir.path());
+    let result = json(
+        dir.path(),
+        &[
+            "run",
+            &model,
+            "--prompt",
+            "The capital of France is",
+            "--json",
+        ],
+    );
     let next = result["next"].as_array().unwrap();
     assert_eq!(next.len(), 10);
     assert!(result.get("text").is_none());
-    assert!(next.windows(2).all(|w| w[0]["logit"].as_f64() >= w[1]["logit"].as_f64()));
-    let total: f64 = next.iter().map(|n| n["probability"].as_f64().unwrap()).sum();
+    assert!(
+        next.windows(2)
+            .all(|w| w[0]["logit"].as_f64() >= w[1]["logit"].as_f64())
+    );
+    let total: f64 = next
+        .iter()
+        .map(|n| n["probability"].as_f64().unwrap())
+        .sum();
     assert!(total > 0.0 && total <= 1.0);
     let with_text = |more: &[&str]| {
-        let mut arguments = vec!["run", &model, "--prompt", "The", "--max-tokens", "12", "--json"];
+        let mut arguments = vec![
+            "run",
+            &model,
+            "--prompt",
+            "The",
+            "--max-tokens",
+            "12",
+            "--json",
+        ];
         arguments.extend(more);
-        json(dir.path(), &arguments)["text"].as_str().unwrap().to_owned()
+        json(dir.path(), &arguments)["text"]
+            .as_str()
+            .unwrap()
+            .to_owned()
     };
     assert!(!with_text(&[]).is_empty());
-    assert_eq!(with_text(&["--temperature", "1.5", "--seed", "4"]), with_text(&["--temperature", "1.5", "--seed", "4"]));
-    assert_ne!(with_text(&["--temperature", "1.5", "--seed", "4"]), with_text(&["--temperature", "1.5", "--seed", "5"]));
+    assert_eq!(
+        with_text(&["--temperature", "1.5", "--seed", "4"]),
+        with_text(&["--temperature", "1.5", "--seed", "4"])
+    );
+    assert_ne!(
+        with_text(&["--temperature", "1.5", "--seed", "4"]),
+        with_text(&["--temperature", "1.5", "--seed", "5"])
+    );
     let table = run(dir.path(), &["run", &model, "--prompt", "The"]);
     assert!(String::from_utf8(table.stdout).unwrap().lines().count() == 11);
 }
@@ -254,7 +498,11 @@ fn bad_input_is_one_clear_error() {
     };
     let corpus = corpus(d);
     for (name, bytes, words) in [
-        ("short.gguf", whole[..whole.len() / 2].to_vec(), ["short.gguf", "cut short", "missing"]),
+        (
+            "short.gguf",
+            whole[..whole.len() / 2].to_vec(),
+            ["short.gguf", "cut short", "missing"],
+        ),
         (
             "absurd.gguf",
             // The number of tensors, right after magic and version.
@@ -263,32 +511,82 @@ fn bad_input_is_one_clear_error() {
         ),
         (
             "family.gguf",
-            String::from_utf8_lossy(&whole[..256]).find("llama").map_or_else(Vec::new, |_| replaced(&whole, b"llama", b"bloom")),
+            String::from_utf8_lossy(&whole[..256])
+                .find("llama")
+                .map_or_else(Vec::new, |_| replaced(&whole, b"llama", b"bloom")),
             ["family.gguf", "bloom", "llama"],
         ),
-        ("text.gguf", b"this is no model".to_vec(), ["text.gguf", "", ""]),
+        (
+            "text.gguf",
+            b"this is no model".to_vec(),
+            ["text.gguf", "", ""],
+        ),
     ] {
         let name = write(name, &bytes);
         fails(d, &["inspect", &name], &words);
-        fails(d, &["harvest", &name, "--text", &corpus, "-o", "out"], &words);
+        fails(
+            d,
+            &["harvest", &name, "--text", &corpus, "-o", "out"],
+            &words,
+        );
     }
-    let model = model();
+    let model = model(dir.path());
     let picture = write("picture.txt", b"\x89PNG\r\n\x1a\n\0\0");
-    fails(d, &["harvest", &model, "--text", &picture, "-o", "out"], &["picture.txt", "not text", "byte 0"]);
-    fails(d, &["harvest", &model, "--text", "nowhere.txt", "-o", "out"], &["nowhere.txt", "No such file"]);
-    fails(d, &["inspect", "nowhere.gguf"], &["nowhere.gguf", "does not exist"]);
-    fails(d, &["inspect", "no-such-name"], &["no-such-name", "smollm2-135m-instruct"]);
+    fails(
+        d,
+        &["harvest", &model, "--text", &picture, "-o", "out"],
+        &["picture.txt", "not text", "byte 0"],
+    );
+    fails(
+        d,
+        &["harvest", &model, "--text", "nowhere.txt", "-o", "out"],
+        &["nowhere.txt", "No such file"],
+    );
+    fails(
+        d,
+        &["inspect", "nowhere.gguf"],
+        &["nowhere.gguf", "does not exist"],
+    );
+    fails(
+        d,
+        &["inspect", "no-such-name"],
+        &["no-such-name", "smollm2-135m-instruct"],
+    );
     let tiny = write("tiny.txt", b"too little text");
-    fails(d, &["harvest", &model, "--text", &tiny, "-o", "out"], &["tiny.txt", "too small", "are wanted"]);
-    fails(d, &["harvest", &model, "--text", &corpus, "--at", "7.resid_post", "-o", "out"], &["blocks.7.hook_resid_post", "blocks.0 to blocks.2"]);
+    fails(
+        d,
+        &["harvest", &model, "--text", &tiny, "-o", "out"],
+        &["tiny.txt", "too small", "are wanted"],
+    );
+    fails(
+        d,
+        &[
+            "harvest",
+            &model,
+            "--text",
+            &corpus,
+            "--at",
+            "7.resid_post",
+            "-o",
+            "out",
+        ],
+        &["blocks.7.hook_resid_post", "blocks.0 to blocks.2"],
+    );
     fails(d, &["run", &model, "--prompt", ""], &["no tokens"]);
     fails(d, &["show", "."], &["not a pullback artifact"]);
     let pairs = write("pairs.jsonl", b"{\"prompt\": 3}\n");
-    fails(d, &["adapt", "train", &model, "--data", &pairs, "-o", "out"], &["pairs.jsonl", "line 1"]);
+    fails(
+        d,
+        &["adapt", "train", &model, "--data", &pairs, "-o", "out"],
+        &["pairs.jsonl", "line 1"],
+    );
 }
 
 fn replaced(bytes: &[u8], from: &[u8], to: &[u8]) -> Vec<u8> {
-    let at = bytes.windows(from.len()).position(|window| window == from).unwrap();
+    let at = bytes
+        .windows(from.len())
+        .position(|window| window == from)
+        .unwrap();
     [&bytes[..at], to, &bytes[at + from.len()..]].concat()
 }
 
@@ -299,24 +597,61 @@ fn wrong_usage_is_status_two() {
         &["no-such-command"][..],
         &["harvest"],
         &["run", "x", "--temperature", "warm"],
-        &["harvest", "x", "--text", "y", "--at", "blocks.3.hook_risid_post", "-o", "z"],
+        &[
+            "harvest",
+            "x",
+            "--text",
+            "y",
+            "--at",
+            "blocks.3.hook_risid_post",
+            "-o",
+            "z",
+        ],
         &["run", "x", "--config", "none.toml"],
     ] {
-        assert_eq!(run(dir.path(), arguments).status.code(), Some(2), "{arguments:?}");
+        assert_eq!(
+            run(dir.path(), arguments).status.code(),
+            Some(2),
+            "{arguments:?}"
+        );
     }
-    let wrong = run(dir.path(), &["harvest", "x", "--text", "y", "--at", "blocks.3.hook_risid_post", "-o", "z"]);
+    let wrong = run(
+        dir.path(),
+        &[
+            "harvest",
+            "x",
+            "--text",
+            "y",
+            "--at",
+            "blocks.3.hook_risid_post",
+            "-o",
+            "z",
+        ],
+    );
     assert!(String::from_utf8_lossy(&wrong.stderr).contains("hook_resid_post"));
 }
 
 #[test]
 fn options_can_come_from_a_file_and_the_command_line_wins() {
     let dir = TempDir::new().unwrap();
-    let model = model();
-    fs::write(dir.path().join("run.toml"), "prompt = \"The\"\nmax_tokens = 3\ntop = 4\n").unwrap();
-    let from_file = json(dir.path(), &["run", &model, "--config", "run.toml", "--json"]);
+    let model = model(dir.path());
+    fs::write(
+        dir.path().join("run.toml"),
+        "prompt = \"The\"\nmax_tokens = 3\ntop = 4\n",
+    )
+    .unwrap();
+    let from_file = json(
+        dir.path(),
+        &["run", &model, "--config", "run.toml", "--json"],
+    );
     assert_eq!(from_file["next"].as_array().unwrap().len(), 4);
     assert!(from_file["text"].is_string());
-    let overridden = json(dir.path(), &["run", &model, "--config", "run.toml", "--top", "2", "--json"]);
+    let overridden = json(
+        dir.path(),
+        &[
+            "run", &model, "--config", "run.toml", "--top", "2", "--json",
+        ],
+    );
     assert_eq!(overridden["next"].as_array().unwrap().len(), 2);
     fs::write(dir.path().join("run.toml"), "promt = \"The\"\n").unwrap();
     let wrong = run(dir.path(), &["run", &model, "--config", "run.toml"]);

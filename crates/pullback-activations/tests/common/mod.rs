@@ -1,7 +1,11 @@
 //! What the tests share: the tiny model, texts, stores harvested from them, and controls that interrupt at a chosen
 //! place.
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test fails by panicking"
+)]
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -30,14 +34,19 @@ pub fn tiny() -> Model {
 /// Words from a small vocabulary, so that some sequences of tokens come again.
 pub fn words(seed: u64, count: usize) -> String {
     const WORDS: [&str; 24] = [
-        "the", "sea", "a", "ship", "sails", "on", "and", "old", "water", "wind", "is", "cold", "he", "said", "rope",
-        "to", "captain", "never", "in", "night", "storm", "of", "salt", "morning",
+        "the", "sea", "a", "ship", "sails", "on", "and", "old", "water", "wind", "is", "cold",
+        "he", "said", "rope", "to", "captain", "never", "in", "night", "storm", "of", "salt",
+        "morning",
     ];
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let mut text = String::new();
     for _ in 0..count {
         text.push_str(WORDS[rng.random_range(0..WORDS.len())]);
-        text.push_str(if rng.random_range(0..9) == 0 { ".\n" } else { " " });
+        text.push_str(if rng.random_range(0..9) == 0 {
+            ".\n"
+        } else {
+            " "
+        });
     }
     text
 }
@@ -72,7 +81,12 @@ pub fn config() -> HarvestConfig {
 }
 
 /// Harvests into `dir/name` and opens the store.
-pub fn harvested(model: &Model, corpus: &Corpus, config: &HarvestConfig, out: &Path) -> ActivationStore {
+pub fn harvested(
+    model: &Model,
+    corpus: &Corpus,
+    config: &HarvestConfig,
+    out: &Path,
+) -> ActivationStore {
     harvest(model, "tiny", corpus, config, out, &Control::hidden()).unwrap();
     ActivationStore::open(out).unwrap()
 }
@@ -93,7 +107,12 @@ pub fn setting() -> Setting {
 pub fn setting_with(config: &HarvestConfig) -> Setting {
     let dir = tempfile::tempdir().unwrap();
     let model = tiny();
-    let store = harvested(&model, &corpus(dir.path()), config, &dir.path().join("store"));
+    let store = harvested(
+        &model,
+        &corpus(dir.path()),
+        config,
+        &dir.path().join("store"),
+    );
     Setting { dir, model, store }
 }
 
@@ -151,7 +170,10 @@ pub fn files(dir: &Path) -> BTreeMap<String, Vec<u8>> {
 #[track_caller]
 pub fn assert_same_files(found: &Path, expected: &Path) {
     let (found, expected) = (files(found), files(expected));
-    assert_eq!(found.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>());
+    assert_eq!(
+        found.keys().collect::<Vec<_>>(),
+        expected.keys().collect::<Vec<_>>()
+    );
     for (name, bytes) in &found {
         assert!(*bytes == expected[name], "{name} differs");
     }

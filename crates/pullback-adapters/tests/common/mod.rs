@@ -1,6 +1,10 @@
 //! What the tests share: adapters made to order.
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test fails by panicking"
+)]
 
 #[path = "../../../pullback-sae/tests/common/mod.rs"]
 pub mod sae;
@@ -13,8 +17,12 @@ pub use sae::base;
 pub use sae::random;
 
 /// All kinds.
-pub const ACTIVATIONS: [Activation; 4] =
-    [Activation::Identity, Activation::Relu, Activation::Gelu, Activation::Silu];
+pub const ACTIVATIONS: [Activation; 4] = [
+    Activation::Identity,
+    Activation::Relu,
+    Activation::Gelu,
+    Activation::Silu,
+];
 
 /// Parts of an adapter, as plain numbers.
 #[derive(Clone)]
@@ -29,7 +37,12 @@ pub struct Parts {
 impl Parts {
     /// Random parts; hidden pre-activations of the tiny model's residual stream are of order one.
     pub fn random(seed: u64, d: usize, rank: usize) -> Self {
-        let numbers = |seed, count, size: f64| random(seed, count).iter().map(|x| size * f64::from(*x)).collect();
+        let numbers = |seed, count, size: f64| {
+            random(seed, count)
+                .iter()
+                .map(|x| size * f64::from(*x))
+                .collect()
+        };
         Self {
             d,
             rank,
@@ -40,14 +53,25 @@ impl Parts {
     }
 
     /// As tensors.
-    pub fn adapter(&self, activation: Activation, device: &Device, dtype: DType) -> ResidualAdapter {
+    pub fn adapter(
+        &self,
+        activation: Activation,
+        device: &Device,
+        dtype: DType,
+    ) -> ResidualAdapter {
         let options = (device, dtype);
         ResidualAdapter {
             site: Site::resid_post(1),
             activation,
-            w_in: Tensor::from_data(TensorData::new(self.w_in.clone(), [self.rank, self.d]), options),
+            w_in: Tensor::from_data(
+                TensorData::new(self.w_in.clone(), [self.rank, self.d]),
+                options,
+            ),
             b_in: Tensor::from_data(TensorData::new(self.b_in.clone(), [self.rank]), options),
-            w_out: Tensor::from_data(TensorData::new(self.w_out.clone(), [self.d, self.rank]), options),
+            w_out: Tensor::from_data(
+                TensorData::new(self.w_out.clone(), [self.d, self.rank]),
+                options,
+            ),
         }
     }
 
@@ -56,19 +80,29 @@ impl Parts {
         (0..self.rank)
             .map(|j| {
                 let row = &self.w_in[j * self.d..(j + 1) * self.d];
-                row.iter().zip(x).map(|(w, &x)| w * f64::from(x)).sum::<f64>() + self.b_in[j]
+                row.iter()
+                    .zip(x)
+                    .map(|(w, &x)| w * f64::from(x))
+                    .sum::<f64>()
+                    + self.b_in[j]
             })
             .collect()
     }
 
     /// `act(W_in x + b_in)` of one activation.
     pub fn hidden(&self, activation: Activation, x: &[f32]) -> Vec<f64> {
-        self.pre(x).into_iter().map(|u| act(activation, u)).collect()
+        self.pre(x)
+            .into_iter()
+            .map(|u| act(activation, u))
+            .collect()
     }
 
     /// `W_out h`.
     pub fn written(&self, hidden: &[f64]) -> Vec<f64> {
-        self.w_out.chunks_exact(self.rank).map(|row| row.iter().zip(hidden).map(|(w, h)| w * h).sum()).collect()
+        self.w_out
+            .chunks_exact(self.rank)
+            .map(|row| row.iter().zip(hidden).map(|(w, h)| w * h).sum())
+            .collect()
     }
 }
 
@@ -80,7 +114,10 @@ pub fn usual(seed: u64, d: usize, rank: usize) -> (ResidualAdapter, Parts) {
             *x = f64::from(*x as f32);
         }
     }
-    (parts.adapter(Activation::Gelu, &Device::flex(), DType::F32), parts)
+    (
+        parts.adapter(Activation::Gelu, &Device::flex(), DType::F32),
+        parts,
+    )
 }
 
 /// The function between the matrices, by its definition.

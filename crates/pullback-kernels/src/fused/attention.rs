@@ -188,7 +188,8 @@ pub(super) fn backward<T: Real>(
                             .map(|(&g, &o)| g * o)
                             .sum();
                         let span = row * columns..(row + 1) * columns;
-                        for (slope, &weight) in slopes[span.clone()].iter_mut().zip(&weights[span]) {
+                        for (slope, &weight) in slopes[span.clone()].iter_mut().zip(&weights[span])
+                        {
                             *slope = weight * (*slope - shift) * scale;
                         }
                     }
@@ -226,12 +227,14 @@ fn heads_to_rows<T: Real>(x: &[T], batch: usize, time: usize, heads: usize, d: u
     }
     let width = heads * d;
     let mut out = vec![T::zero(); batch * time * width];
-    out.par_chunks_mut(width).enumerate().for_each(|(row, out)| {
-        let (b, t) = (row / time, row % time);
-        for (h, out) in out.chunks_exact_mut(d).enumerate() {
-            let start = ((b * heads + h) * time + t) * d;
-            out.copy_from_slice(&x[start..start + d]);
-        }
-    });
+    out.par_chunks_mut(width)
+        .enumerate()
+        .for_each(|(row, out)| {
+            let (b, t) = (row / time, row % time);
+            for (h, out) in out.chunks_exact_mut(d).enumerate() {
+                let start = ((b * heads + h) * time + t) * d;
+                out.copy_from_slice(&x[start..start + d]);
+            }
+        });
     out
 }

@@ -195,18 +195,23 @@ differentiable!(Linear, 2, (FlexTensor, FlexTensor), |kept, grad, wanted| {
     })
 });
 
-differentiable!(RmsNorm, 2, (FlexTensor, FlexTensor, f64), |kept, grad, wanted| {
-    with_real!(grad, T => {
-        let (x, weight, grad) = (Operand::new(kept.0), Operand::new(kept.1), Operand::new(grad));
-        let (xs, weights, grads) = (x.slice::<T>(), weight.slice::<T>(), grad.slice::<T>());
-        [
-            wanted[0].then(|| like(norm::backward_input(xs, weights, grads, kept.2), &x)),
-            wanted[1].then(|| {
-                like(norm::backward_weight(xs, weights.len(), grads, kept.2), &weight)
-            }),
-        ]
-    })
-});
+differentiable!(
+    RmsNorm,
+    2,
+    (FlexTensor, FlexTensor, f64),
+    |kept, grad, wanted| {
+        with_real!(grad, T => {
+            let (x, weight, grad) = (Operand::new(kept.0), Operand::new(kept.1), Operand::new(grad));
+            let (xs, weights, grads) = (x.slice::<T>(), weight.slice::<T>(), grad.slice::<T>());
+            [
+                wanted[0].then(|| like(norm::backward_input(xs, weights, grads, kept.2), &x)),
+                wanted[1].then(|| {
+                    like(norm::backward_weight(xs, weights.len(), grads, kept.2), &weight)
+                }),
+            ]
+        })
+    }
+);
 
 differentiable!(Rotary, 1, RotarySpec, |kept, grad, wanted| {
     [wanted[0].then(|| rotate(grad, &kept, true))]
@@ -215,7 +220,13 @@ differentiable!(Rotary, 1, RotarySpec, |kept, grad, wanted| {
 differentiable!(
     Attention,
     3,
-    (FlexTensor, FlexTensor, FlexTensor, FlexTensor, AttentionSpec),
+    (
+        FlexTensor,
+        FlexTensor,
+        FlexTensor,
+        FlexTensor,
+        AttentionSpec
+    ),
     |kept, grad, _wanted| {
         with_real!(grad, T => {
             let (q, k, v) = (Operand::new(kept.0), Operand::new(kept.1), Operand::new(kept.2));
@@ -233,13 +244,18 @@ differentiable!(
     }
 );
 
-differentiable!(GatedSilu, 2, (FlexTensor, FlexTensor), |kept, grad, _wanted| {
-    with_real!(grad, T => {
-        let (gate, up, grad) = (Operand::new(kept.0), Operand::new(kept.1), Operand::new(grad));
-        let (dgate, dup) = gate::backward(gate.slice::<T>(), up.slice(), grad.slice());
-        [Some(like(dgate, &gate)), Some(like(dup, &up))]
-    })
-});
+differentiable!(
+    GatedSilu,
+    2,
+    (FlexTensor, FlexTensor),
+    |kept, grad, _wanted| {
+        with_real!(grad, T => {
+            let (gate, up, grad) = (Operand::new(kept.0), Operand::new(kept.1), Operand::new(grad));
+            let (dgate, dup) = gate::backward(gate.slice::<T>(), up.slice(), grad.slice());
+            [Some(like(dgate, &gate)), Some(like(dup, &up))]
+        })
+    }
+);
 
 differentiable!(
     CrossEntropy,
@@ -318,12 +334,7 @@ impl<C: CheckpointStrategy> FusedOps for Autodiff<Flex, C> {
         let step = Attention
             .prepare::<C>([q_node, k_node, v_node])
             .compute_bound();
-        let out = Flex::attention(
-            q.clone(),
-            k.clone(),
-            v.clone(),
-            spec,
-        );
+        let out = Flex::attention(q.clone(), k.clone(), v.clone(), spec);
         match step.stateful() {
             OpsKind::Tracked(step) => {
                 let state = (q, k, v, out.clone(), spec);
@@ -357,14 +368,11 @@ impl<C: CheckpointStrategy> FusedOps for Autodiff<Flex, C> {
         match step.stateful() {
             OpsKind::Tracked(step) => {
                 // The gradient of each row comes almost free while its probabilities are at hand.
-                let (losses, row_grads) =
-                    cross_entropy(x.clone(), unembed.clone(), &targets, true);
+                let (losses, row_grads) = cross_entropy(x.clone(), unembed.clone(), &targets, true);
                 let row_grads = row_grads.unwrap_or_else(|| x.clone());
                 step.finish((x, unembed, row_grads, targets), losses)
             }
-            OpsKind::UnTracked(step) => {
-                step.finish(cross_entropy(x, unembed, &targets, false).0)
-            }
+            OpsKind::UnTracked(step) => step.finish(cross_entropy(x, unembed, &targets, false).0),
         }
     }
 }

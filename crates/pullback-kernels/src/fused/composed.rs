@@ -74,23 +74,47 @@ pub fn rotary(x: Tensor<2>, spec: RotarySpec) -> Tensor<2> {
 pub fn attention(q: Tensor<2>, k: Tensor<2>, v: Tensor<2>, spec: AttentionSpec) -> Tensor<2> {
     let (t, s) = (q.dims()[0] / spec.batch, k.dims()[0] / spec.batch);
     let (kv, group, d) = (spec.kv_heads, spec.heads / spec.kv_heads, spec.d_head);
-    let q: Tensor<5> = q.reshape([spec.batch, t, kv, group, d]).permute([0, 2, 3, 1, 4]);
-    let k: Tensor<5> = k.reshape([spec.batch, s, kv, 1, d]).permute([0, 2, 3, 4, 1]);
-    let v: Tensor<5> = v.reshape([spec.batch, s, kv, 1, d]).permute([0, 2, 3, 1, 4]);
-    let scores = q.matmul(k.expand([spec.batch as i64, kv as i64, group as i64, d as i64, s as i64])) * spec.scale;
-    let device = scores.device();
-    let queries: Tensor<2, Int> = Tensor::arange((s - t) as i64..s as i64, &device).unsqueeze_dim(1);
-    let keys: Tensor<2, Int> = Tensor::arange(0..s as i64, &device).unsqueeze_dim(0);
-    let hidden = keys.expand([t as i64, s as i64]).greater(queries.expand([t as i64, s as i64]));
-    let scores = scores.mask_fill(hidden.unsqueeze::<5>().expand([
+    let q: Tensor<5> = q
+        .reshape([spec.batch, t, kv, group, d])
+        .permute([0, 2, 3, 1, 4]);
+    let k: Tensor<5> = k
+        .reshape([spec.batch, s, kv, 1, d])
+        .permute([0, 2, 3, 4, 1]);
+    let v: Tensor<5> = v
+        .reshape([spec.batch, s, kv, 1, d])
+        .permute([0, 2, 3, 1, 4]);
+    let scores = q.matmul(k.expand([
         spec.batch as i64,
         kv as i64,
         group as i64,
-        t as i64,
+        d as i64,
         s as i64,
-    ]), -1.0e30);
+    ])) * spec.scale;
+    let device = scores.device();
+    let queries: Tensor<2, Int> =
+        Tensor::arange((s - t) as i64..s as i64, &device).unsqueeze_dim(1);
+    let keys: Tensor<2, Int> = Tensor::arange(0..s as i64, &device).unsqueeze_dim(0);
+    let hidden = keys
+        .expand([t as i64, s as i64])
+        .greater(queries.expand([t as i64, s as i64]));
+    let scores = scores.mask_fill(
+        hidden.unsqueeze::<5>().expand([
+            spec.batch as i64,
+            kv as i64,
+            group as i64,
+            t as i64,
+            s as i64,
+        ]),
+        -1.0e30,
+    );
     let weights = activation::softmax(scores, 4);
-    let v = v.expand([spec.batch as i64, kv as i64, group as i64, s as i64, d as i64]);
+    let v = v.expand([
+        spec.batch as i64,
+        kv as i64,
+        group as i64,
+        s as i64,
+        d as i64,
+    ]);
     weights
         .matmul(v)
         .permute([0, 3, 1, 2, 4])

@@ -22,7 +22,9 @@ fn inverse_rms<T: Real>(row: &[T], eps: f64) -> T {
     for &x in chunks.remainder() {
         total += x * x;
     }
-    (total / T::of(row.len() as f64) + T::of(eps)).sqrt().recip()
+    (total / T::of(row.len() as f64) + T::of(eps))
+        .sqrt()
+        .recip()
 }
 
 /// Forward: `x [n, d]`, `weight [d]` → `[n, d]`.

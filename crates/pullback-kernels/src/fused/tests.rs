@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use burn::tensor::{Device, DType, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -25,7 +25,10 @@ fn worst<const D: usize>(a: &Tensor<D>, b: &Tensor<D>) -> f64 {
     let b: Vec<f64> = b.to_data().iter::<f64>().collect();
     assert_eq!(a.len(), b.len());
     assert!(!a.is_empty());
-    a.iter().zip(&b).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max)
+    a.iter()
+        .zip(&b)
+        .map(|(a, b)| (a - b).abs())
+        .fold(0.0, f64::max)
 }
 
 /// Runs both on the same inputs under a random linear functional of the output and compares everything.
@@ -40,7 +43,11 @@ fn compare<const N: usize, const D: usize>(
         let inputs = shapes.map(|shape| source.tensor(shape, dtype));
         let out = fused(inputs.clone());
         let expected = oracle(inputs.clone());
-        assert!(worst(&out, &expected) < tolerance, "{dtype:?} values: {}", worst(&out, &expected));
+        assert!(
+            worst(&out, &expected) < tolerance,
+            "{dtype:?} values: {}",
+            worst(&out, &expected)
+        );
         let functional = source.tensor(out.dims(), dtype).detach();
         let grads = (out * functional.clone()).sum().backward();
         let expected_grads = (expected * functional).sum().backward();
@@ -48,7 +55,10 @@ fn compare<const N: usize, const D: usize>(
             let grad = input.grad(&grads).expect("a gradient");
             let expected = input.grad(&expected_grads).expect("a gradient");
             let off = worst(&grad, &expected);
-            assert!(off < tolerance * 10.0, "{dtype:?} gradient of input {i}: {off}");
+            assert!(
+                off < tolerance * 10.0,
+                "{dtype:?} gradient of input {i}: {off}"
+            );
         }
     }
 }
@@ -56,7 +66,12 @@ fn compare<const N: usize, const D: usize>(
 #[test]
 fn linear() {
     for rows in [1, 3, 4, 5, 70] {
-        compare(1, [[rows, 33], [130, 33]], |[x, w]| super::linear(x, w), |[x, w]| composed::linear(x, w));
+        compare(
+            1,
+            [[rows, 33], [130, 33]],
+            |[x, w]| super::linear(x, w),
+            |[x, w]| composed::linear(x, w),
+        );
     }
 }
 
@@ -74,8 +89,20 @@ fn rms_norm() {
 fn rotary() {
     for pairs in [RotaryPairs::Interleaved, RotaryPairs::HalfSplit] {
         for rotary_dim in [8, 6] {
-            let spec = RotarySpec { time: 5, start: 7, d_head: 8, rotary_dim, base: 1000.0, pairs };
-            compare(3, [[10, 24]], |[x]| super::rotary(x, spec), |[x]| composed::rotary(x, spec));
+            let spec = RotarySpec {
+                time: 5,
+                start: 7,
+                d_head: 8,
+                rotary_dim,
+                base: 1000.0,
+                pairs,
+            };
+            compare(
+                3,
+                [[10, 24]],
+                |[x]| super::rotary(x, spec),
+                |[x]| composed::rotary(x, spec),
+            );
         }
     }
 }
@@ -84,9 +111,19 @@ fn rotary() {
 fn rotary_scores_depend_on_distance_alone() {
     for pairs in [RotaryPairs::Interleaved, RotaryPairs::HalfSplit] {
         let mut source = Source(ChaCha8Rng::seed_from_u64(4));
-        let (q, k) = (source.tensor([1, 8], DType::F64), source.tensor([1, 8], DType::F64));
+        let (q, k) = (
+            source.tensor([1, 8], DType::F64),
+            source.tensor([1, 8], DType::F64),
+        );
         let score = |i: usize, j: usize| {
-            let at = |start| RotarySpec { time: 1, start, d_head: 8, rotary_dim: 8, base: 100.0, pairs };
+            let at = |start| RotarySpec {
+                time: 1,
+                start,
+                d_head: 8,
+                rotary_dim: 8,
+                base: 100.0,
+                pairs,
+            };
             let product = super::rotary(q.clone(), at(i)) * super::rotary(k.clone(), at(j));
             product.sum().into_scalar::<f64>()
         };
@@ -99,7 +136,13 @@ fn rotary_scores_depend_on_distance_alone() {
 fn attention() {
     // Longer than a block of queries, one query over a cache, and grouped heads.
     for (t, s) in [(70, 70), (1, 9), (5, 40), (130, 140)] {
-        let spec = AttentionSpec { batch: 2, heads: 4, kv_heads: 2, d_head: 6, scale: 0.4 };
+        let spec = AttentionSpec {
+            batch: 2,
+            heads: 4,
+            kv_heads: 2,
+            d_head: 6,
+            scale: 0.4,
+        };
         compare(
             5,
             [[2 * t, 24], [2 * s, 12], [2 * s, 12]],
@@ -141,8 +184,21 @@ fn gradients_by_finite_differences() {
     let gain = source.tensor([8], DType::F64);
     let vocabulary = source.tensor([11, 8], DType::F64);
     let targets: Arc<[u32]> = Arc::from([1, 2, 3, 10, 0, 5]);
-    let rotary = RotarySpec { time: 3, start: 0, d_head: 4, rotary_dim: 4, base: 50.0, pairs: RotaryPairs::Interleaved };
-    let spec = AttentionSpec { batch: 2, heads: 2, kv_heads: 1, d_head: 4, scale: 0.5 };
+    let rotary = RotarySpec {
+        time: 3,
+        start: 0,
+        d_head: 4,
+        rotary_dim: 4,
+        base: 50.0,
+        pairs: RotaryPairs::Interleaved,
+    };
+    let spec = AttentionSpec {
+        batch: 2,
+        heads: 2,
+        kv_heads: 1,
+        d_head: 4,
+        scale: 0.5,
+    };
     let loss = |x: Tensor<2>| {
         let h = super::rms_norm(x.clone(), gain.clone(), 1e-5);
         let q = super::rotary(super::linear(h.clone(), w.clone()), rotary);
@@ -153,7 +209,12 @@ fn gradients_by_finite_differences() {
         super::cross_entropy(x, vocabulary.clone(), Arc::clone(&targets)).mean()
     };
     let grads = loss(x.clone()).backward();
-    let grad: Vec<f64> = x.grad(&grads).expect("a gradient").to_data().iter::<f64>().collect();
+    let grad: Vec<f64> = x
+        .grad(&grads)
+        .expect("a gradient")
+        .to_data()
+        .iter::<f64>()
+        .collect();
     let values: Vec<f64> = x.to_data().iter::<f64>().collect();
     let at = |values: Vec<f64>| {
         let data = TensorData::new(values, [6, 8]);
@@ -165,6 +226,10 @@ fn gradients_by_finite_differences() {
         up[i] += step;
         down[i] -= step;
         let slope = (at(up) - at(down)) / (2.0 * step);
-        assert!((slope - grad[i]).abs() < 1e-8, "coordinate {i}: {slope} against {}", grad[i]);
+        assert!(
+            (slope - grad[i]).abs() < 1e-8,
+            "coordinate {i}: {slope} against {}",
+            grad[i]
+        );
     }
 }

@@ -25,7 +25,11 @@ impl<T: Real> SparseCodes<T> {
     /// # Panics
     /// If the two slices differ in length.
     pub fn push(&mut self, features: &[u32], values: &[T]) {
-        assert_eq!(features.len(), values.len(), "one value a feature is needed");
+        assert_eq!(
+            features.len(),
+            values.len(),
+            "one value a feature is needed"
+        );
         self.features.extend_from_slice(features);
         self.values.extend_from_slice(values);
         self.offsets.push(self.features.len());
@@ -36,7 +40,8 @@ impl<T: Real> SparseCodes<T> {
         let start = self.features.len();
         self.features.extend_from_slice(&other.features);
         self.values.extend_from_slice(&other.values);
-        self.offsets.extend(other.offsets[1..].iter().map(|offset| start + offset));
+        self.offsets
+            .extend(other.offsets[1..].iter().map(|offset| start + offset));
     }
 
     /// Number of tokens.
@@ -63,7 +68,9 @@ impl<T: Real> SparseCodes<T> {
     /// A token's value of one feature; zero when it is inactive.
     pub fn value(&self, token: usize, feature: u32) -> T {
         let (features, values) = self.token(token);
-        features.binary_search(&feature).map_or(T::zero(), |at| values[at])
+        features
+            .binary_search(&feature)
+            .map_or(T::zero(), |at| values[at])
     }
 
     /// All features, token by token.

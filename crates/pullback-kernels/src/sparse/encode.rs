@@ -42,9 +42,15 @@ pub fn encode_top_k<T: Real>(
     candidates: Option<Candidates<'_>>,
 ) -> Encoded<T> {
     let m = bias.len();
-    assert!(m > 0 && encoder.len().is_multiple_of(m), "encode: encoder and bias do not agree");
+    assert!(
+        m > 0 && encoder.len().is_multiple_of(m),
+        "encode: encoder and bias do not agree"
+    );
     let d = encoder.len() / m;
-    assert!(x.len().is_multiple_of(d), "encode: the rows are not of width {d}");
+    assert!(
+        x.len().is_multiple_of(d),
+        "encode: the rows are not of width {d}"
+    );
     let parts: Vec<Encoded<T>> = x
         .par_chunks(ROWS * d)
         .map_init(Vec::new, |scratch, x| {
@@ -99,7 +105,12 @@ fn select_rows<T: Real>(
         codes.push(&places, &values);
         if let (Some(among), Some(candidates)) = (&mut among, candidates) {
             picked.clear();
-            picked.extend(candidates.features.iter().map(|&feature| row[feature as usize]));
+            picked.extend(
+                candidates
+                    .features
+                    .iter()
+                    .map(|&feature| row[feature as usize]),
+            );
             places.clear();
             values.clear();
             select_top(&picked, candidates.k, &mut places, &mut values);

@@ -44,21 +44,23 @@ pub fn add_scaled<T: Real>(out: &mut [T], factor: T, row: &[T]) {
 pub fn decode<T: Real>(codes: &SparseCodes<T>, rows: &[T], bias: &[T]) -> Vec<T> {
     let d = bias.len();
     let mut out = vec![T::zero(); codes.tokens() * d];
-    out.par_chunks_mut(TOKENS * d).enumerate().for_each(|(chunk, out)| {
-        vectorized(
-            #[inline(always)]
-            || {
-                for (place, out) in out.chunks_exact_mut(d).enumerate() {
-                    out.copy_from_slice(bias);
-                    let (features, values) = codes.token(chunk * TOKENS + place);
-                    for (&feature, &value) in features.iter().zip(values) {
-                        let start = feature as usize * d;
-                        add_scaled(out, value, &rows[start..start + d]);
+    out.par_chunks_mut(TOKENS * d)
+        .enumerate()
+        .for_each(|(chunk, out)| {
+            vectorized(
+                #[inline(always)]
+                || {
+                    for (place, out) in out.chunks_exact_mut(d).enumerate() {
+                        out.copy_from_slice(bias);
+                        let (features, values) = codes.token(chunk * TOKENS + place);
+                        for (&feature, &value) in features.iter().zip(values) {
+                            let start = feature as usize * d;
+                            add_scaled(out, value, &rows[start..start + d]);
+                        }
                     }
-                }
-            },
-        );
-    });
+                },
+            );
+        });
     out
 }
 
@@ -103,11 +105,16 @@ mod tests {
     fn sparse_products_agree_with_dense_ones() {
         let (n, m, d, k) = (150, 90, 37, 5);
         let mut rng = ChaCha8Rng::seed_from_u64(3);
-        let mut random = |count: usize| -> Vec<f64> { (0..count).map(|_| rng.random_range(-1.0..1.0)).collect() };
+        let mut random = |count: usize| -> Vec<f64> {
+            (0..count).map(|_| rng.random_range(-1.0..1.0)).collect()
+        };
         let (x, encoder, bias) = (random(n * d), random(m * d), random(m));
         let (rows, offset, vectors) = (random(m * d), random(d), random(n * d));
         let dead: Vec<u32> = (0..m as u32).step_by(3).collect();
-        let candidates = Candidates { features: &dead, k: 4 };
+        let candidates = Candidates {
+            features: &dead,
+            k: 4,
+        };
         let encoded = encode_top_k(&x, &encoder, &bias, k, Some(candidates));
 
         let mut expected = SparseCodes::new();
@@ -117,7 +124,11 @@ mod tests {
                 .map(|i| bias[i] + (0..d).map(|j| x[j] * encoder[i * d + j]).sum::<f64>())
                 .collect();
             let choose = |among: &[u32], k: usize| {
-                let mut order: Vec<u32> = among.iter().copied().filter(|&i| pre[i as usize] > 0.0).collect();
+                let mut order: Vec<u32> = among
+                    .iter()
+                    .copied()
+                    .filter(|&i| pre[i as usize] > 0.0)
+                    .collect();
                 order.sort_by(|&a, &b| pre[b as usize].total_cmp(&pre[a as usize]));
                 order.truncate(k);
                 order.sort_unstable();
@@ -131,7 +142,12 @@ mod tests {
         }
         let close = |a: &SparseCodes<f64>, b: &SparseCodes<f64>| {
             assert_eq!(a.features(), b.features());
-            assert!(a.values().iter().zip(b.values()).all(|(a, b)| (a - b).abs() < 1e-12));
+            assert!(
+                a.values()
+                    .iter()
+                    .zip(b.values())
+                    .all(|(a, b)| (a - b).abs() < 1e-12)
+            );
         };
         close(&encoded.codes, &expected);
         close(encoded.among.as_ref().unwrap(), &expected_among);
@@ -143,7 +159,9 @@ mod tests {
         for t in 0..n {
             for j in 0..d {
                 let dense: f64 = offset[j]
-                    + (0..m).map(|i| encoded.codes.value(t, i as u32) * rows[i * d + j]).sum::<f64>();
+                    + (0..m)
+                        .map(|i| encoded.codes.value(t, i as u32) * rows[i * d + j])
+                        .sum::<f64>();
                 assert!((decoded[t * d + j] - dense).abs() < 1e-12);
             }
             for &i in encoded.codes.token(t).0 {

@@ -67,7 +67,10 @@ mod tests {
         order.sort_by(|&a, &b| row[b].total_cmp(&row[a]).then(a.cmp(&b)));
         order.truncate(k);
         order.sort_unstable();
-        (order.iter().map(|&i| i as u32).collect(), order.iter().map(|&i| row[i]).collect())
+        (
+            order.iter().map(|&i| i as u32).collect(),
+            order.iter().map(|&i| row[i]).collect(),
+        )
     }
 
     #[test]
@@ -87,7 +90,11 @@ mod tests {
                         .collect();
                     let (mut places, mut values) = (Vec::new(), Vec::new());
                     select_top(&row, k, &mut places, &mut values);
-                    assert_eq!((places, values), by_sorting(&row, k), "n {n}, k {k}, case {case}");
+                    assert_eq!(
+                        (places, values),
+                        by_sorting(&row, k),
+                        "n {n}, k {k}, case {case}"
+                    );
                 }
             }
         }

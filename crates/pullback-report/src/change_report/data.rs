@@ -259,13 +259,20 @@ impl FeatureCard {
 pub fn most_frequent(words: impl Iterator<Item = String>, count: usize) -> Vec<String> {
     let mut counted: Vec<(String, usize)> = Vec::new();
     for word in words.filter(|word| !word.is_empty()) {
-        match counted.iter_mut().find(|(known, _)| known.to_lowercase() == word.to_lowercase()) {
+        match counted
+            .iter_mut()
+            .find(|(known, _)| known.to_lowercase() == word.to_lowercase())
+        {
             Some((_, times)) => *times += 1,
             None => counted.push((word, 1)),
         }
     }
     counted.sort_by_key(|(_, times)| std::cmp::Reverse(*times));
-    counted.into_iter().take(count).map(|(word, _)| word).collect()
+    counted
+        .into_iter()
+        .take(count)
+        .map(|(word, _)| word)
+        .collect()
 }
 
 impl Example {

@@ -40,7 +40,10 @@ impl Checkpoint {
     /// Writes one file, whole or not at all, so that progress and parameters never disagree.
     pub(super) fn save(&self, dir: &Path) -> Result<(), SaeError> {
         let path = dir.join(FILE);
-        let wrong = |problem: String| SaeError::File { path: path.clone(), problem };
+        let wrong = |problem: String| SaeError::File {
+            path: path.clone(),
+            problem,
+        };
         let mut tensors = Vec::new();
         for (prefix, parameters) in [
             ("parameters", &self.parameters),
@@ -54,35 +57,54 @@ impl Checkpoint {
                 ("decoder_bias", &parameters.decoder_bias),
             ] {
                 let view = TensorView::new(Dtype::F32, vec![values.len()], cast_slice(values));
-                tensors.push((format!("{prefix}.{name}"), view.map_err(|error| wrong(error.to_string()))?));
+                tensors.push((
+                    format!("{prefix}.{name}"),
+                    view.map_err(|error| wrong(error.to_string()))?,
+                ));
             }
         }
-        let silent = TensorView::new(Dtype::U64, vec![self.silent.len()], cast_slice(&self.silent));
-        tensors.push(("silent".to_owned(), silent.map_err(|error| wrong(error.to_string()))?));
-        let progress = serde_json::to_string(&self.progress).map_err(|error| wrong(error.to_string()))?;
+        let silent = TensorView::new(
+            Dtype::U64,
+            vec![self.silent.len()],
+            cast_slice(&self.silent),
+        );
+        tensors.push((
+            "silent".to_owned(),
+            silent.map_err(|error| wrong(error.to_string()))?,
+        ));
+        let progress =
+            serde_json::to_string(&self.progress).map_err(|error| wrong(error.to_string()))?;
         let metadata = [("progress".to_owned(), progress)].into_iter().collect();
-        let bytes = safetensors::serialize(tensors, Some(metadata)).map_err(|error| wrong(error.to_string()))?;
+        let bytes = safetensors::serialize(tensors, Some(metadata))
+            .map_err(|error| wrong(error.to_string()))?;
         Ok(write_atomic(&path, &bytes)?)
     }
 
     /// The checkpoint of an interrupted training; `None` when it had not come to one.
     pub(super) fn load(dir: &Path) -> Result<Option<Self>, SaeError> {
         let path = dir.join(FILE);
-        let wrong = |problem: String| SaeError::File { path: path.clone(), problem };
+        let wrong = |problem: String| SaeError::File {
+            path: path.clone(),
+            problem,
+        };
         if !path.exists() {
             return Ok(None);
         }
         let bytes = std::fs::read(&path).map_err(|error| wrong(error.to_string()))?;
-        let (_, metadata) = SafeTensors::read_metadata(&bytes).map_err(|error| wrong(error.to_string()))?;
+        let (_, metadata) =
+            SafeTensors::read_metadata(&bytes).map_err(|error| wrong(error.to_string()))?;
         let progress = metadata
             .metadata()
             .as_ref()
             .and_then(|metadata| metadata.get("progress"))
             .ok_or_else(|| wrong("it does not say how far training was".to_owned()))?;
-        let progress: Progress = serde_json::from_str(progress).map_err(|error| wrong(error.to_string()))?;
+        let progress: Progress =
+            serde_json::from_str(progress).map_err(|error| wrong(error.to_string()))?;
         let tensors = SafeTensors::deserialize(&bytes).map_err(|error| wrong(error.to_string()))?;
         let floats = |name: String| -> Result<Vec<f32>, SaeError> {
-            let view = tensors.tensor(&name).map_err(|error| wrong(format!("{name}: {error}")))?;
+            let view = tensors
+                .tensor(&name)
+                .map_err(|error| wrong(format!("{name}: {error}")))?;
             Ok(pod_collect_to_vec(view.data()))
         };
         let parameters = |prefix: &str| -> Result<Parameters<f32>, SaeError> {
@@ -96,14 +118,22 @@ impl Checkpoint {
             };
             let size = progress.config.features * parameters.d;
             if parameters.encoder.len() != size || parameters.decoder.len() != size {
-                return Err(wrong(format!("{prefix} does not have {} features", progress.config.features)));
+                return Err(wrong(format!(
+                    "{prefix} does not have {} features",
+                    progress.config.features
+                )));
             }
             Ok(parameters)
         };
-        let silent = tensors.tensor("silent").map_err(|error| wrong(format!("silent: {error}")))?;
+        let silent = tensors
+            .tensor("silent")
+            .map_err(|error| wrong(format!("silent: {error}")))?;
         let silent: Vec<u64> = pod_collect_to_vec(silent.data());
         if silent.len() != progress.config.features {
-            return Err(wrong(format!("silent does not have {} features", progress.config.features)));
+            return Err(wrong(format!(
+                "silent does not have {} features",
+                progress.config.features
+            )));
         }
         Ok(Some(Self {
             parameters: parameters("parameters")?,

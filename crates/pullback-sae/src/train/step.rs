@@ -5,7 +5,8 @@
 //! cache.
 
 use pullback_kernels::sparse::{
-    ByFeature, Candidates, Encoded, SparseCodes, add_scaled, decode, dot, dots_with_rows, encode_top_k,
+    ByFeature, Candidates, Encoded, SparseCodes, add_scaled, decode, dot, dots_with_rows,
+    encode_top_k,
 };
 use pullback_kernels::{Real, vectorized};
 use rayon::prelude::*;
@@ -68,13 +69,24 @@ impl<T: Real> Part<T> {
 
     /// Adds this part's gradients of one feature: of its decoder row, its encoder row and its bias.
     #[inline(always)]
-    fn add_gradients(&self, feature: usize, centred: &[T], decoder: &mut [T], encoder: &mut [T], bias: &mut T) {
+    fn add_gradients(
+        &self,
+        feature: usize,
+        centred: &[T],
+        decoder: &mut [T],
+        encoder: &mut [T],
+        bias: &mut T,
+    ) {
         let d = decoder.len();
         let (tokens, entries) = self.by_feature.feature(feature);
         for (&token, &entry) in tokens.iter().zip(entries) {
             let span = token as usize * d..(token as usize + 1) * d;
             let code_slope = self.code_slopes[entry as usize];
-            add_scaled(decoder, self.codes.values()[entry as usize], &self.slope[span.clone()]);
+            add_scaled(
+                decoder,
+                self.codes.values()[entry as usize],
+                &self.slope[span.clone()],
+            );
             add_scaled(encoder, code_slope, &centred[span]);
             *bias += code_slope;
         }
@@ -87,7 +99,11 @@ impl<T: Real> Part<T> {
 /// `Σ‖x − x̂‖²/(n·variance)` and, where features are dead, `aux = Σ‖e − ê‖² / Σ‖e − mean e‖²` for the error
 /// `e = x − x̂` (not differentiated) and its reconstruction `ê` from the largest dead features (arXiv
 /// 2406.04093, appendix A.2; normalised as in OpenAI's and dictionary_learning's code).
-pub(crate) fn forward<T: Real>(parameters: &Parameters<T>, x: &[T], objective: &Objective<'_>) -> Batch<T> {
+pub(crate) fn forward<T: Real>(
+    parameters: &Parameters<T>,
+    x: &[T],
+    objective: &Objective<'_>,
+) -> Batch<T> {
     let d = parameters.d;
     let n = x.len() / d;
     let mut centred = x.to_vec();
@@ -96,12 +112,23 @@ pub(crate) fn forward<T: Real>(parameters: &Parameters<T>, x: &[T], objective: &
             *x -= b;
         }
     }
-    let candidates = (!objective.dead.is_empty() && objective.aux_coefficient > 0.0).then_some(Candidates {
-        features: objective.dead,
-        k: objective.aux_k,
-    });
-    let encoded = encode_top_k(&centred, &parameters.encoder, &parameters.encoder_bias, objective.k, candidates);
-    let mut slope = decode(&encoded.codes, &parameters.decoder, &parameters.decoder_bias);
+    let candidates =
+        (!objective.dead.is_empty() && objective.aux_coefficient > 0.0).then_some(Candidates {
+            features: objective.dead,
+            k: objective.aux_k,
+        });
+    let encoded = encode_top_k(
+        &centred,
+        &parameters.encoder,
+        &parameters.encoder_bias,
+        objective.k,
+        candidates,
+    );
+    let mut slope = decode(
+        &encoded.codes,
+        &parameters.decoder,
+        &parameters.decoder_bias,
+    );
     // From here on `slope` is x̂ − x, then its multiple.
     let squares = chunked_sum(&mut slope, x, d, |difference, x| {
         *difference -= x;
@@ -127,7 +154,10 @@ pub(crate) fn forward<T: Real>(parameters: &Parameters<T>, x: &[T], objective: &
             *difference * *difference
         });
         aux_loss = squares / spread;
-        scale(&mut difference, T::of(2.0 * objective.aux_coefficient / spread));
+        scale(
+            &mut difference,
+            T::of(2.0 * objective.aux_coefficient / spread),
+        );
         Part::new(codes.clone(), difference, parameters)
     });
     scale(&mut slope, T::of(2.0 / (n as f64 * objective.variance)));
@@ -183,11 +213,17 @@ fn scale<T: Real>(x: &mut [T], factor: T) {
 impl<T: Real> Batch<T> {
     /// Gradients of one feature's decoder row, encoder row and bias.
     #[inline(always)]
-    pub(crate) fn feature_gradients(&self, feature: usize, decoder: &mut [T], encoder: &mut [T]) -> T {
+    pub(crate) fn feature_gradients(
+        &self,
+        feature: usize,
+        decoder: &mut [T],
+        encoder: &mut [T],
+    ) -> T {
         decoder.fill(T::zero());
         encoder.fill(T::zero());
         let mut bias = T::zero();
-        self.main.add_gradients(feature, &self.centred, decoder, encoder, &mut bias);
+        self.main
+            .add_gradients(feature, &self.centred, decoder, encoder, &mut bias);
         if let Some(aux) = &self.aux {
             aux.add_gradients(feature, &self.centred, decoder, encoder, &mut bias);
         }
@@ -195,7 +231,11 @@ impl<T: Real> Batch<T> {
     }
 
     /// Gradient of the decoder bias: directly, and through the encoder's input `x − b_dec`.
-    pub(crate) fn decoder_bias_gradient(&self, parameters: &Parameters<T>, bias_gradients: &[T]) -> Vec<T> {
+    pub(crate) fn decoder_bias_gradient(
+        &self,
+        parameters: &Parameters<T>,
+        bias_gradients: &[T],
+    ) -> Vec<T> {
         let d = parameters.d;
         let mut total = vec![0.0; d];
         for row in self.main.slope.chunks_exact(d) {
@@ -266,7 +306,8 @@ impl<T: Real> Adam<T> {
             let g = gradient[i];
             first[i] = self.beta1 * first[i] + (T::one() - self.beta1) * g;
             second[i] = self.beta2 * second[i] + (T::one() - self.beta2) * g * g;
-            parameters[i] -= self.rate * first[i] / (second[i].sqrt() * self.root_correction + self.eps);
+            parameters[i] -=
+                self.rate * first[i] / (second[i].sqrt() * self.root_correction + self.eps);
         }
     }
 }
@@ -286,23 +327,32 @@ pub(crate) fn update<T: Real>(
     let m = parameters.encoder_bias.len();
     // The encoder is read for the gradient of the decoder bias before it moves.
     let mut bias_gradients = vec![T::zero(); m];
-    bias_gradients.par_iter_mut().enumerate().for_each(|(feature, out)| {
-        let mut sum = T::zero();
-        for part in std::iter::once(&batch.main).chain(&batch.aux) {
-            for &entry in part.by_feature.feature(feature).1 {
-                sum += part.code_slopes[entry as usize];
+    bias_gradients
+        .par_iter_mut()
+        .enumerate()
+        .for_each(|(feature, out)| {
+            let mut sum = T::zero();
+            for part in std::iter::once(&batch.main).chain(&batch.aux) {
+                for &entry in part.by_feature.feature(feature).1 {
+                    sum += part.code_slopes[entry as usize];
+                }
             }
-        }
-        *out = sum;
-    });
+            *out = sum;
+        });
     let decoder_bias_gradient = batch.decoder_bias_gradient(parameters, &bias_gradients);
 
     let width = FEATURES * d;
     let Moments { first, second } = moments;
     let encoders = parameters.encoder.par_chunks_mut(width);
     let decoders = parameters.decoder.par_chunks_mut(width);
-    let encoder_moments = first.encoder.par_chunks_mut(width).zip(second.encoder.par_chunks_mut(width));
-    let decoder_moments = first.decoder.par_chunks_mut(width).zip(second.decoder.par_chunks_mut(width));
+    let encoder_moments = first
+        .encoder
+        .par_chunks_mut(width)
+        .zip(second.encoder.par_chunks_mut(width));
+    let decoder_moments = first
+        .decoder
+        .par_chunks_mut(width)
+        .zip(second.decoder.par_chunks_mut(width));
     encoders
         .zip(decoders)
         .zip(encoder_moments.zip(decoder_moments))
@@ -330,16 +380,31 @@ pub(crate) fn update<T: Real>(
                                 }
                             }
                             let first = &mut em.0[row.clone()];
-                            adam.update(&mut encoders[row.clone()], encoder_gradient, first, &mut em.1[row]);
+                            adam.update(
+                                &mut encoders[row.clone()],
+                                encoder_gradient,
+                                first,
+                                &mut em.1[row],
+                            );
                         }
                     },
                 );
             },
         );
     let moments = (&mut first.encoder_bias, &mut second.encoder_bias);
-    adam.update(&mut parameters.encoder_bias, &bias_gradients, moments.0, moments.1);
+    adam.update(
+        &mut parameters.encoder_bias,
+        &bias_gradients,
+        moments.0,
+        moments.1,
+    );
     let moments = (&mut first.decoder_bias, &mut second.decoder_bias);
-    adam.update(&mut parameters.decoder_bias, &decoder_bias_gradient, moments.0, moments.1);
+    adam.update(
+        &mut parameters.decoder_bias,
+        &decoder_bias_gradient,
+        moments.0,
+        moments.1,
+    );
 }
 
 #[cfg(test)]
@@ -351,7 +416,9 @@ mod tests {
     fn example() -> (Parameters<f64>, Vec<f64>) {
         let (m, d, n) = (24, 6, 10);
         let mut rng = ChaCha8Rng::seed_from_u64(11);
-        let mut random = |count: usize| -> Vec<f64> { (0..count).map(|_| rng.random_range(-1.0..1.0)).collect() };
+        let mut random = |count: usize| -> Vec<f64> {
+            (0..count).map(|_| rng.random_range(-1.0..1.0)).collect()
+        };
         let parameters = Parameters {
             d,
             encoder: random(m * d),
@@ -363,11 +430,25 @@ mod tests {
     }
 
     /// The loss whose gradient is taken: the auxiliary target and its spread stay as they are at `at`.
-    fn loss_with_fixed_target(moved: &Parameters<f64>, at: &Parameters<f64>, x: &[f64], objective: &Objective<'_>) -> f64 {
+    fn loss_with_fixed_target(
+        moved: &Parameters<f64>,
+        at: &Parameters<f64>,
+        x: &[f64],
+        objective: &Objective<'_>,
+    ) -> f64 {
         let d = at.d;
         let n = x.len() / d;
-        let dense = |parameters: &Parameters<f64>, x: &[f64], among: &[u32], k: usize, bias: bool| -> Vec<f64> {
-            let centred: Vec<f64> = x.iter().zip(&parameters.decoder_bias).map(|(x, b)| x - b).collect();
+        let dense = |parameters: &Parameters<f64>,
+                     x: &[f64],
+                     among: &[u32],
+                     k: usize,
+                     bias: bool|
+         -> Vec<f64> {
+            let centred: Vec<f64> = x
+                .iter()
+                .zip(&parameters.decoder_bias)
+                .map(|(x, b)| x - b)
+                .collect();
             let mut pre: Vec<(f64, u32)> = among
                 .iter()
                 .map(|&i| {
@@ -379,7 +460,11 @@ mod tests {
                 .collect();
             pre.sort_by(|a, b| b.0.total_cmp(&a.0));
             pre.truncate(k);
-            let mut out = if bias { parameters.decoder_bias.clone() } else { vec![0.0; d] };
+            let mut out = if bias {
+                parameters.decoder_bias.clone()
+            } else {
+                vec![0.0; d]
+            };
             for (value, i) in pre {
                 for (out, w) in out.iter_mut().zip(&parameters.decoder[i as usize * d..]) {
                     *out += value * w;
@@ -395,14 +480,23 @@ mod tests {
                 x.iter().zip(y).map(|(x, y)| x - y).collect()
             })
             .collect();
-        let mean: Vec<f64> = (0..d).map(|j| errors.iter().map(|e| e[j]).sum::<f64>() / n as f64).collect();
-        let spread: f64 = errors.iter().flat_map(|e| e.iter().zip(&mean).map(|(e, m)| (e - m).powi(2))).sum();
+        let mean: Vec<f64> = (0..d)
+            .map(|j| errors.iter().map(|e| e[j]).sum::<f64>() / n as f64)
+            .collect();
+        let spread: f64 = errors
+            .iter()
+            .flat_map(|e| e.iter().zip(&mean).map(|(e, m)| (e - m).powi(2)))
+            .sum();
         let (mut main, mut aux) = (0.0, 0.0);
         for (x, error) in x.chunks_exact(d).zip(&errors) {
             let y = dense(moved, x, &all, objective.k, true);
             main += x.iter().zip(y).map(|(x, y)| (x - y).powi(2)).sum::<f64>();
             let y = dense(moved, x, objective.dead, objective.aux_k, false);
-            aux += error.iter().zip(y).map(|(e, y)| (e - y).powi(2)).sum::<f64>();
+            aux += error
+                .iter()
+                .zip(y)
+                .map(|(e, y)| (e - y).powi(2))
+                .sum::<f64>();
         }
         main / (n as f64 * objective.variance) + objective.aux_coefficient * aux / spread
     }
@@ -411,7 +505,13 @@ mod tests {
     fn losses_and_gradients_agree_with_a_dense_oracle_and_finite_differences() {
         let (parameters, x) = example();
         let dead = [1, 2, 5, 9, 14, 20];
-        let objective = Objective { k: 4, variance: 1.7, aux_coefficient: 0.3, aux_k: 3, dead: &dead };
+        let objective = Objective {
+            k: 4,
+            variance: 1.7,
+            aux_coefficient: 0.3,
+            aux_k: 3,
+            dead: &dead,
+        };
         let batch = forward(&parameters, &x, &objective);
         let expected = loss_with_fixed_target(&parameters, &parameters, &x, &objective);
         assert!((batch.loss + 0.3 * batch.aux_loss - expected).abs() < 1e-12);
@@ -434,18 +534,31 @@ mod tests {
             biases[i] = batch.feature_gradients(i, &mut decoder, &mut encoder);
             for j in 0..d {
                 let at = i * d + j;
-                assert!((slope(&|p, by| p.decoder[at] += by) - decoder[j]).abs() < 1e-7, "decoder {i} {j}");
-                assert!((slope(&|p, by| p.encoder[at] += by) - encoder[j]).abs() < 1e-7, "encoder {i} {j}");
+                assert!(
+                    (slope(&|p, by| p.decoder[at] += by) - decoder[j]).abs() < 1e-7,
+                    "decoder {i} {j}"
+                );
+                assert!(
+                    (slope(&|p, by| p.encoder[at] += by) - encoder[j]).abs() < 1e-7,
+                    "encoder {i} {j}"
+                );
                 largest = largest.max(encoder[j].abs());
             }
-            assert!((slope(&|p, by| p.encoder_bias[i] += by) - biases[i]).abs() < 1e-7, "bias {i}");
+            assert!(
+                (slope(&|p, by| p.encoder_bias[i] += by) - biases[i]).abs() < 1e-7,
+                "bias {i}"
+            );
         }
         assert!(largest > 1e-2);
         let bias = batch.decoder_bias_gradient(&parameters, &biases);
         for j in 0..d {
             let measured = slope(&|p, by| p.decoder_bias[j] += by);
             // The auxiliary part reads x − b_dec as well.
-            assert!((measured - bias[j]).abs() < 1e-7, "decoder bias {j}: {measured} against {}", bias[j]);
+            assert!(
+                (measured - bias[j]).abs() < 1e-7,
+                "decoder bias {j}: {measured} against {}",
+                bias[j]
+            );
         }
     }
 
@@ -456,7 +569,13 @@ mod tests {
             let length = row.iter().map(|x| x * x).sum::<f64>().sqrt();
             row.iter_mut().for_each(|x| *x /= length);
         }
-        let objective = Objective { k: 4, variance: 1.7, aux_coefficient: 0.0, aux_k: 3, dead: &[] };
+        let objective = Objective {
+            k: 4,
+            variance: 1.7,
+            aux_coefficient: 0.0,
+            aux_k: 3,
+            dead: &[],
+        };
         let batch = forward(&parameters, &x, &objective);
         let before = parameters.clone();
         let mut moments = Moments::zero(&parameters);
@@ -469,7 +588,11 @@ mod tests {
             for j in 0..6 {
                 // The first step of Adam moves every coordinate by the rate, against its gradient's sign.
                 let moved = parameters.encoder[i * 6 + j] - before.encoder[i * 6 + j];
-                let expected = if encoder[j] == 0.0 { 0.0 } else { -0.01 * encoder[j].signum() };
+                let expected = if encoder[j] == 0.0 {
+                    0.0
+                } else {
+                    -0.01 * encoder[j].signum()
+                };
                 assert!((moved - expected).abs() < 1e-6, "{moved} {expected}");
             }
         }

@@ -1,6 +1,10 @@
 //! What the tests share: dictionaries made to order and their dense oracle.
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test fails by panicking"
+)]
 
 #[path = "../../../pullback-activations/tests/common/mod.rs"]
 pub mod base;
@@ -19,7 +23,14 @@ pub fn random(seed: u64, count: usize) -> Vec<f32> {
 /// A dictionary with nothing special about it: no unit rows, encoder and decoder unrelated.
 pub fn random_sae(seed: u64, d: usize, m: usize, k: usize) -> TopKSae {
     let bias = random(seed + 2, m).iter().map(|b| b - 0.5).collect();
-    TopKSae::new(k, random(seed, m * d), bias, random(seed + 1, m * d), random(seed + 3, d)).unwrap()
+    TopKSae::new(
+        k,
+        random(seed, m * d),
+        bias,
+        random(seed + 1, m * d),
+        random(seed + 3, d),
+    )
+    .unwrap()
 }
 
 /// `±` unit vectors, all of them allowed: every activation is reconstructed exactly.
@@ -41,7 +52,9 @@ pub fn dense_codes(sae: &TopKSae, x: &[f32]) -> Vec<Vec<f64>> {
                 .map(|i| {
                     let row = &sae.encoder()[i * d..(i + 1) * d];
                     let sum: f64 = (0..d)
-                        .map(|j| (f64::from(x[j]) - f64::from(sae.decoder_bias()[j])) * f64::from(row[j]))
+                        .map(|j| {
+                            (f64::from(x[j]) - f64::from(sae.decoder_bias()[j])) * f64::from(row[j])
+                        })
                         .sum();
                     sum + f64::from(sae.encoder_bias()[i])
                 })
@@ -63,7 +76,11 @@ pub fn dense_decode(sae: &TopKSae, codes: &[Vec<f64>]) -> Vec<f32> {
     let mut out = Vec::new();
     for codes in codes {
         for j in 0..d {
-            let sum: f64 = codes.iter().enumerate().map(|(i, c)| c * f64::from(sae.decoder()[i * d + j])).sum();
+            let sum: f64 = codes
+                .iter()
+                .enumerate()
+                .map(|(i, c)| c * f64::from(sae.decoder()[i * d + j]))
+                .sum();
             out.push((sum + f64::from(sae.decoder_bias()[j])) as f32);
         }
     }
@@ -72,7 +89,9 @@ pub fn dense_decode(sae: &TopKSae, codes: &[Vec<f64>]) -> Vec<f32> {
 
 /// The activations of some rows, one after the other.
 pub fn rows_of(store: &ActivationStore, rows: &[u32]) -> Vec<f32> {
-    rows.iter().flat_map(|&row| store.row(row as usize).to_vec()).collect()
+    rows.iter()
+        .flat_map(|&row| store.row(row as usize).to_vec())
+        .collect()
 }
 
 /// 64 features, 4 of them active, 72 steps, a feature silent for two batches counting as dead.

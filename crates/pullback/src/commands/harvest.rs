@@ -9,7 +9,9 @@ use crate::context::{App, make_room, middle_site};
 
 /// Options of `harvest`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  pullback harvest smollm2-135m-instruct --text sotu-moby-dick --at blocks.15.hook_resid_post --tokens 200000 -o store")]
+#[command(
+    after_help = "Example:\n  pullback harvest smollm2-135m-instruct --text sotu-moby-dick --at blocks.15.hook_resid_post --tokens 200000 -o store"
+)]
 pub(crate) struct Arguments {
     /// A catalogue name, a .gguf file or a model directory
     model: String,
@@ -25,9 +27,9 @@ pub(crate) struct Arguments {
     /// Tokens to harvest from held-out documents, beside those
     #[arg(long, default_value_t = 12_800, value_name = "TOKENS")]
     held_out: usize,
-    /// Tokens in a sequence
-    #[arg(long, default_value_t = 128)]
-    context: usize,
+    /// Tokens in a sequence; default: 128, or what the model can read if that is less
+    #[arg(long)]
+    context: Option<usize>,
     /// Sequences run together
     #[arg(long, default_value_t = 8)]
     batch: usize,
@@ -49,13 +51,24 @@ pub(crate) fn run(app: &App, arguments: &Arguments) -> anyhow::Result<()> {
     make_room(&arguments.output, arguments.force)?;
     let corpus = app.open_corpus(&arguments.text)?;
     let named = app.load_model(&arguments.model)?;
-    let site = arguments.at.unwrap_or_else(|| middle_site(named.model.config().n_layers));
+    let site = arguments
+        .at
+        .unwrap_or_else(|| middle_site(named.model.config().n_layers));
     let mut config = HarvestConfig::new(site, arguments.tokens, arguments.seed);
     config.plan.held_out_tokens = arguments.held_out;
-    config.plan.context = arguments.context;
+    config.plan.context = arguments
+        .context
+        .unwrap_or(config.plan.context.min(named.model.config().n_ctx));
     config.plan.prepend_bos = arguments.bos;
     config.batch = arguments.batch;
-    let result = harvest(&named.model, &named.name, &corpus, &config, &arguments.output, &app.control)?;
+    let result = harvest(
+        &named.model,
+        &named.name,
+        &corpus,
+        &config,
+        &arguments.output,
+        &app.control,
+    )?;
     app.print(&result, || {
         format!(
             "{} tokens at {} (width {}), {:.0} a second\n\

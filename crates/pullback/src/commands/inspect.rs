@@ -23,7 +23,10 @@ pub(crate) fn run(app: &App, arguments: &Arguments) -> anyhow::Result<()> {
     let files = ModelFiles::open(&path)?;
     let config = &files.config;
     let tokenizer = &files.tokenizer;
-    let sites: Vec<String> = Site::all(config.n_layers).iter().map(ToString::to_string).collect();
+    let sites: Vec<String> = Site::all(config.n_layers)
+        .iter()
+        .map(ToString::to_string)
+        .collect();
     let tensors = files.tensors();
     let result = json!({
         "name": name,
@@ -54,23 +57,64 @@ pub(crate) fn run(app: &App, arguments: &Arguments) -> anyhow::Result<()> {
         line("file", format!("{} ({})", path.display(), files.format()));
         line("digest", files.digest.clone());
         line("architecture", config.architecture.clone());
-        line("parameters", format!("{:.1} M", config.n_parameters() as f64 / 1e6));
+        line(
+            "parameters",
+            format!("{:.1} M", config.n_parameters() as f64 / 1e6),
+        );
         line("blocks", config.n_layers.to_string());
-        line("widths", format!("residual {}, MLP {}", config.d_model, config.d_mlp));
-        line("heads", format!("{} query, {} key-value, of {}", config.n_heads, config.n_kv_heads, config.d_head));
+        line(
+            "widths",
+            format!("residual {}, MLP {}", config.d_model, config.d_mlp),
+        );
+        line(
+            "heads",
+            format!(
+                "{} query, {} key-value, of {}",
+                config.n_heads, config.n_kv_heads, config.d_head
+            ),
+        );
         line("context", config.n_ctx.to_string());
-        line("rotary", format!("base {}, {:?} pairs", config.rope_base, config.rotary));
-        line("embedding", if config.tied_embedding { "tied" } else { "separate output matrix" }.to_owned());
-        line("tokenizer", format!("{} tokens, model vocabulary {}", tokenizer.vocab_size(), config.d_vocab));
-        let chat = if files.chat_template().is_ok() { "has a template" } else { "no template" };
+        line(
+            "rotary",
+            format!("base {}, {:?} pairs", config.rope_base, config.rotary),
+        );
+        line(
+            "embedding",
+            if config.tied_embedding {
+                "tied"
+            } else {
+                "separate output matrix"
+            }
+            .to_owned(),
+        );
+        line(
+            "tokenizer",
+            format!(
+                "{} tokens, model vocabulary {}",
+                tokenizer.vocab_size(),
+                config.d_vocab
+            ),
+        );
+        let chat = if files.chat_template().is_ok() {
+            "has a template"
+        } else {
+            "no template"
+        };
         line("chat", chat.to_owned());
-        line("sites", format!("{}, {}, …, {}", sites[0], sites[1], sites[sites.len() - 1]));
+        line(
+            "sites",
+            format!("{}, {}, …, {}", sites[0], sites[1], sites[sites.len() - 1]),
+        );
         for site in sites.iter().filter(|site| site.starts_with("blocks.0.")) {
             line("", site.replacen("blocks.0.", "blocks.L.", 1));
         }
         if arguments.tensors {
             for tensor in &tensors {
-                let _ = writeln!(text, "{:32} {:6} {:?} {} bytes", tensor.name, tensor.dtype, tensor.shape, tensor.bytes);
+                let _ = writeln!(
+                    text,
+                    "{:32} {:6} {:?} {} bytes",
+                    tensor.name, tensor.dtype, tensor.shape, tensor.bytes
+                );
             }
         }
         text

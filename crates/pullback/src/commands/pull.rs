@@ -9,7 +9,9 @@ use crate::context::App;
 
 /// Options of `pull`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example: pullback pull smollm2-135m-instruct\nWithout a name, lists the catalogue.")]
+#[command(
+    after_help = "Example: pullback pull smollm2-135m-instruct\nWithout a name, lists the catalogue."
+)]
 pub(crate) struct Arguments {
     /// A name of the catalogue
     name: Option<String>,

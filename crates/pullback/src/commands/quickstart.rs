@@ -10,8 +10,8 @@ use std::time::Instant;
 use anyhow::{Context, bail};
 use pullback_activations::{ActivationStore, HarvestConfig, HarvestResult, harvest};
 use pullback_adapters::{
-    AdapterResult, AdapterTraining, Explanation, ResidualAdapter, TrainConfig as AdaptConfig, agreement_on,
-    built_in_pairs, explain_on, held_out_answers,
+    AdapterResult, AdapterTraining, Explanation, ResidualAdapter, TrainConfig as AdaptConfig,
+    agreement_on, built_in_pairs, explain_on, held_out_answers,
 };
 use pullback_artifact::{Control, Manifest, read_json, write_atomic, write_json};
 use pullback_model::{GenerateOptions, Intervention, Message, Model, Site};
@@ -77,7 +77,10 @@ pub(crate) struct Arguments {
 }
 
 /// Questions answered before and after; none of them is in the training set.
-const QUESTIONS: [&str; 2] = ["How do I make a good cup of coffee?", "Why is the sky blue?"];
+const QUESTIONS: [&str; 2] = [
+    "How do I make a good cup of coffee?",
+    "Why is the sky blue?",
+];
 /// Length of an answer, in tokens.
 const ANSWER_TOKENS: usize = 70;
 
@@ -103,7 +106,7 @@ struct Story<'a> {
     adapter_training: AdapterTraining,
     answers: Vec<Answer>,
     explanation: Explanation,
-    agreement_on_corpus: f64,
+    agreement_on_corpus: Option<f64>,
     labels: BTreeMap<usize, Vec<String>>,
     seconds: Vec<(String, f64)>,
 }
@@ -116,12 +119,20 @@ struct Clock {
 
 impl Clock {
     fn open(path: PathBuf) -> anyhow::Result<Self> {
-        let seconds = if path.exists() { read_json(&path)? } else { Vec::new() };
+        let seconds = if path.exists() {
+            read_json(&path)?
+        } else {
+            Vec::new()
+        };
         Ok(Self { path, seconds })
     }
 
     /// Runs a stage and adds its time, also when it is interrupted.
-    fn time<T>(&mut self, stage: &str, work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
+    fn time<T>(
+        &mut self,
+        stage: &str,
+        work: impl FnOnce() -> anyhow::Result<T>,
+    ) -> anyhow::Result<T> {
         let start = Instant::now();
         let result = work();
         let seconds = start.elapsed().as_secs_f64();
@@ -141,9 +152,11 @@ impl Clock {
 
 pub(crate) fn run(app: &App, arguments: &Arguments) -> anyhow::Result<()> {
     let out = &arguments.output;
-    std::fs::create_dir_all(out).with_context(|| format!("cannot make the directory {}", out.display()))?;
+    std::fs::create_dir_all(out)
+        .with_context(|| format!("cannot make the directory {}", out.display()))?;
     let mut clock = Clock::open(out.join("timings.json"))?;
-    let (store_path, sae_path, adapter_path) = (out.join("store"), out.join("sae"), out.join("adapter"));
+    let (store_path, sae_path, adapter_path) =
+        (out.join("store"), out.join("sae"), out.join("adapter"));
     if arguments.force {
         for path in [&store_path, &sae_path, &adapter_path] {
             make_room(path, true)?;
@@ -157,16 +170,23 @@ pub(crate) fn run(app: &App, arguments: &Arguments) -> anyhow::Result<()> {
         let (_, path) = app.model_path(&arguments.model)?;
         control.say(&format!("model   {}", path.display()));
         let corpus = app.open_corpus(&arguments.text)?;
-        control.say(&format!("corpus  {} ({} documents)", corpus.path().display(), corpus.documents().len()));
+        control.say(&format!(
+            "corpus  {} ({} documents)",
+            corpus.path().display(),
+            corpus.documents().len()
+        ));
         Ok((corpus, app.load_model(&arguments.model)?))
     })?;
     let model = &named.model;
-    let site = arguments.at.unwrap_or_else(|| crate::context::middle_site(model.config().n_layers));
+    let site = arguments
+        .at
+        .unwrap_or_else(|| crate::context::middle_site(model.config().n_layers));
     // A model without one should say so before the long work.
     model.chat_template()?;
 
     let mut config = HarvestConfig::new(site, arguments.tokens, arguments.seed);
     config.plan.held_out_tokens = arguments.held_out;
+    config.plan.context = config.plan.context.min(model.config().n_ctx);
     let harvest_of_this_text = json!({ "harvest": config, "corpus": corpus.digest() });
     if !finished(&store_path, "store", &harvest_of_this_text, &named, None)? {
         clock.time("harvest", || {
@@ -178,21 +198,47 @@ pub(crate) fn run(app: &App, arguments: &Arguments) -> anyhow::Result<()> {
     let harvested: HarvestResult = read_json(&store_path.join("result.json"))?;
     let store_digest = store.manifest().digest();
 
-    let mut config = SaeConfig::new(arguments.features.unwrap_or(8 * store.info().d), arguments.k, arguments.seed);
+    let mut config = SaeConfig::new(
+        arguments.features.unwrap_or(8 * store.info().d),
+        arguments.k,
+        arguments.seed,
+    );
     config.passes = arguments.passes.unwrap_or(config.passes);
-    if !finished(&sae_path, "sae", &json!({ "train": config }), &named, Some(("store", &store_digest)))? {
-        let trained = clock.time("train", || Ok(pullback_sae::train(&store, &config, &sae_path, control)?))?;
+    if !finished(
+        &sae_path,
+        "sae",
+        &json!({ "train": config }),
+        &named,
+        Some(("store", &store_digest)),
+    )? {
+        let trained = clock.time("train", || {
+            Ok(pullback_sae::train(&store, &config, &sae_path, control)?)
+        })?;
         write_json(&sae_path.join("rate.json"), &trained.tokens_per_second)?;
     }
     let (sae, _) = pullback_sae::load(&sae_path)?;
     let sae_training = pullback_sae::load_training(&sae_path)?;
-    let sae_result = evaluated(app, &mut clock, model, &store, &sae, &sae_training, &sae_path)?;
+    let sae_result = evaluated(
+        app,
+        &mut clock,
+        model,
+        &store,
+        &sae,
+        &sae_training,
+        &sae_path,
+    )?;
 
     let pairs = built_in_pairs()?;
     let mut config = AdaptConfig::new(site, arguments.seed);
     config.rank = arguments.rank;
     config.epochs = arguments.epochs.unwrap_or(config.epochs);
-    if !finished(&adapter_path, "adapter", &json!({ "train": config }), &named, None)? {
+    if !finished(
+        &adapter_path,
+        "adapter",
+        &json!({ "train": config }),
+        &named,
+        None,
+    )? {
         clock.time("adapt", || {
             pullback_adapters::train(model, &named.name, &pairs, &config, &adapter_path, control)?;
             Ok(())
@@ -207,7 +253,16 @@ pub(crate) fn run(app: &App, arguments: &Arguments) -> anyhow::Result<()> {
     let (explanation, agreement_on_corpus, labels) = clock.time("explain", || {
         let pages = FeaturePages::default();
         let answers = held_out_answers(model, &pairs, site, control)?;
-        let explanation = explain_on(&answers, &adapter, &sae, &store, model, arguments.top, pages, control)?;
+        let explanation = explain_on(
+            &answers,
+            &adapter,
+            &sae,
+            &store,
+            model,
+            arguments.top,
+            pages,
+            control,
+        )?;
         let rows = store.normal_rows(true);
         let mut corpus = vec![0.0; rows.len() * store.info().d];
         store.gather(&rows, &mut corpus);
@@ -255,9 +310,12 @@ fn finished(
     }
     let manifest = Manifest::load_kind(path, kind)?;
     let entries = config.as_object().into_iter().flatten();
-    let same_config = entries.into_iter().all(|(key, value)| manifest.config[key] == *value);
+    let same_config = entries
+        .into_iter()
+        .all(|(key, value)| manifest.config[key] == *value);
     let same_model = manifest.check_model(&named.reference()).is_ok();
-    let same_parent = parent.is_none_or(|(kind, digest)| manifest.check_parent(kind, digest, "a store").is_ok());
+    let same_parent =
+        parent.is_none_or(|(kind, digest)| manifest.check_parent(kind, digest, "a store").is_ok());
     if !(same_config && same_model && same_parent) {
         bail!(
             "{} was made with other options: use --force to start anew, or another directory with -o",
@@ -283,13 +341,20 @@ fn evaluated(
         return Ok(read_json(&result_path)?);
     }
     let rate_path = path.join("rate.json");
-    let rate: f64 = if rate_path.exists() { read_json(&rate_path)? } else { 0.0 };
+    let rate: f64 = if rate_path.exists() {
+        read_json(&rate_path)?
+    } else {
+        0.0
+    };
     clock.reset("evaluate");
-    let (result, densities) = clock.time("evaluate", || evaluate(app, model, store, sae.clone(), training.tokens, rate))?;
+    let (result, densities) = clock.time("evaluate", || {
+        evaluate(app, model, store, sae.clone(), training.tokens, rate)
+    })?;
     save_sparsity(&densities, path)?;
     write_json(&result_path, &result)?;
     if rate_path.exists() {
-        std::fs::remove_file(&rate_path).with_context(|| format!("cannot remove {}", rate_path.display()))?;
+        std::fs::remove_file(&rate_path)
+            .with_context(|| format!("cannot remove {}", rate_path.display()))?;
     }
     Ok(result)
 }
@@ -298,12 +363,16 @@ fn evaluated(
 fn answers(app: &App, model: &Model, adapter: &ResidualAdapter) -> anyhow::Result<Vec<Answer>> {
     let edit = [Intervention::new(adapter.site, Arc::new(adapter.clone()))];
     let tokenizer = model.tokenizer();
-    let stop: Vec<u32> = (0..tokenizer.vocab_size() as u32).filter(|&id| tokenizer.is_end(id)).collect();
+    let stop: Vec<u32> = (0..tokenizer.vocab_size() as u32)
+        .filter(|&id| tokenizer.is_end(id))
+        .collect();
     let total = (QUESTIONS.len() * 2 * ANSWER_TOKENS) as u64;
     let stage = app.control.stage("answer", total, "tokens");
     let mut answers = Vec::new();
     for (place, prompt) in QUESTIONS.iter().enumerate() {
-        let ids = model.chat_template()?.encode_chat(tokenizer, &[Message::user(*prompt)], true)?;
+        let ids = model
+            .chat_template()?
+            .encode_chat(tokenizer, &[Message::user(*prompt)], true)?;
         let mut texts = Vec::new();
         for (side, interventions) in [&[][..], &edit[..]].into_iter().enumerate() {
             app.control.check()?;
@@ -319,12 +388,20 @@ fn answers(app: &App, model: &Model, adapter: &ResidualAdapter) -> anyhow::Resul
             })?;
             app.control.check()?;
             stage.set(((2 * place + side + 1) * ANSWER_TOKENS) as u64);
-            let cut = if ids.len() == ANSWER_TOKENS { " …" } else { "" };
+            let cut = if ids.len() == ANSWER_TOKENS {
+                " …"
+            } else {
+                ""
+            };
             texts.push(tokenizer.decode(&ids, true).trim().to_owned() + cut);
         }
         let after = texts.pop().unwrap_or_default();
         let before = texts.pop().unwrap_or_default();
-        answers.push(Answer { prompt: (*prompt).to_owned(), before, after });
+        answers.push(Answer {
+            prompt: (*prompt).to_owned(),
+            before,
+            after,
+        });
     }
     stage.finish();
     Ok(answers)
@@ -341,15 +418,27 @@ fn labels(
     let named: BTreeSet<usize> = explanation
         .units
         .iter()
-        .flat_map(|unit| unit.reads.iter().chain(&unit.writes).map(|(feature, _)| *feature))
+        .flat_map(|unit| {
+            unit.reads
+                .iter()
+                .chain(&unit.writes)
+                .map(|(feature, _)| *feature)
+        })
         .collect();
     let named: Vec<usize> = named.into_iter().collect();
-    let pages = FeaturePages { examples: 5, tokens: 0, ..FeaturePages::default() };
+    let pages = FeaturePages {
+        examples: 5,
+        tokens: 0,
+        ..FeaturePages::default()
+    };
     let pages = pages.make(sae, store, model, &named, control)?;
     Ok(pages
         .iter()
         .map(|page| {
-            let words = page.examples.iter().map(|example| page::example(example).peak_word());
+            let words = page
+                .examples
+                .iter()
+                .map(|example| page::example(example).peak_word());
             (page.feature, most_frequent(words, 3))
         })
         .collect())
@@ -357,8 +446,11 @@ fn labels(
 
 /// `summary.json`.
 fn summary(story: &Story<'_>) -> Value {
-    let seconds: serde_json::Map<String, Value> =
-        story.seconds.iter().map(|(stage, seconds)| (stage.clone(), json!(seconds))).collect();
+    let seconds: serde_json::Map<String, Value> = story
+        .seconds
+        .iter()
+        .map(|(stage, seconds)| (stage.clone(), json!(seconds)))
+        .collect();
     json!({
         "model": story.named.name,
         "model_digest": story.named.model.digest(),
@@ -403,12 +495,18 @@ fn told(story: &Story<'_>, page: &Path, summary: &Path) -> String {
     ));
     line(format!(
         "pulled back   predicted and measured change agree with Spearman {:.2}",
-        story.explanation.agreement_spearman
+        story.explanation.agreement_spearman.unwrap_or(f64::NAN)
     ));
     for changed in story.explanation.features.iter().take(5) {
-        let words = changed.examples.iter().map(|example| page::example(example).peak_word());
+        let words = changed
+            .examples
+            .iter()
+            .map(|example| page::example(example).peak_word());
         let words = most_frequent(words, 5).join(", ");
-        line(format!("  feature {:>5}  change {:+.3}  fires on {words}", changed.feature, changed.measured));
+        line(format!(
+            "  feature {:>5}  change {:+.3}  fires on {words}",
+            changed.feature, changed.measured
+        ));
     }
     let total: f64 = story.seconds.iter().map(|(_, seconds)| seconds).sum();
     line(format!("{total:.0} seconds in all"));

@@ -63,7 +63,10 @@ const CHAT_TOKENS: usize = 200;
 
 pub(crate) fn run(app: &App, arguments: &Arguments) -> anyhow::Result<()> {
     if !(arguments.temperature >= 0.0 && arguments.temperature.is_finite()) {
-        bail!("--temperature is {}, it must be 0 or above", arguments.temperature);
+        bail!(
+            "--temperature is {}, it must be 0 or above",
+            arguments.temperature
+        );
     }
     if arguments.top_p.is_some_and(|p| !(p > 0.0 && p <= 1.0)) {
         bail!("--top-p must be above 0 and at most 1");
@@ -83,7 +86,10 @@ pub(crate) fn run(app: &App, arguments: &Arguments) -> anyhow::Result<()> {
         let (sae, manifest) = pullback_sae::load(path)?;
         manifest.check_model(&named.reference())?;
         let site = manifest.site.as_deref().unwrap_or_default().parse()?;
-        let splice = Splice { dictionary: Arc::new(sae), first_position: 1 };
+        let splice = Splice {
+            dictionary: Arc::new(sae),
+            first_position: 1,
+        };
         interventions.push(Intervention::new(site, Arc::new(splice)));
     }
     match (&arguments.prompt, arguments.chat) {
@@ -96,7 +102,9 @@ pub(crate) fn run(app: &App, arguments: &Arguments) -> anyhow::Result<()> {
             once(app, arguments, model, &ids, &interventions)
         }
         (None, true) if !app.json => converse(app, arguments, model, &interventions),
-        (None, _) => bail!("--prompt is needed: the text to go on from (or --chat for a conversation)"),
+        (None, _) => {
+            bail!("--prompt is needed: the text to go on from (or --chat for a conversation)")
+        }
     }
 }
 
@@ -106,11 +114,19 @@ fn opening(arguments: &Arguments, prompt: &str) -> Vec<Message> {
 }
 
 fn chat_ids(model: &Model, messages: &[Message]) -> anyhow::Result<Vec<u32>> {
-    Ok(model.chat_template()?.encode_chat(model.tokenizer(), messages, true)?)
+    Ok(model
+        .chat_template()?
+        .encode_chat(model.tokenizer(), messages, true)?)
 }
 
-fn options<'a>(arguments: &Arguments, model: &Model, max_tokens: usize, interventions: &'a [Intervention]) -> GenerateOptions<'a> {
-    let ends = (0..model.tokenizer().vocab_size() as u32).filter(|&id| model.tokenizer().is_end(id));
+fn options<'a>(
+    arguments: &Arguments,
+    model: &Model,
+    max_tokens: usize,
+    interventions: &'a [Intervention],
+) -> GenerateOptions<'a> {
+    let ends =
+        (0..model.tokenizer().vocab_size() as u32).filter(|&id| model.tokenizer().is_end(id));
     GenerateOptions {
         max_tokens,
         sampling: Sampling {
@@ -137,7 +153,9 @@ fn once(
     }
     let logits = model.next_logits(ids, interventions)?;
     let next = model.rank_next(&logits, arguments.top);
-    let max_tokens = arguments.max_tokens.or(arguments.chat.then_some(CHAT_TOKENS));
+    let max_tokens = arguments
+        .max_tokens
+        .or(arguments.chat.then_some(CHAT_TOKENS));
     if !app.json && !arguments.chat {
         output::text(&table(&next))?;
     }
@@ -177,18 +195,39 @@ fn once(
 }
 
 fn table(next: &[NextToken]) -> String {
-    let mut text = format!("{:>8}  {:>8}  {:>11}  token\n", "id", "logit", "probability");
+    let mut text = format!(
+        "{:>8}  {:>8}  {:>11}  token\n",
+        "id", "logit", "probability"
+    );
     for next in next {
         // Writing to a string cannot fail.
-        let _ = writeln!(text, "{:>8}  {:>8.3}  {:>11.4}  {:?}", next.id, next.logit, next.probability, next.token);
+        let _ = writeln!(
+            text,
+            "{:>8}  {:>8.3}  {:>11.4}  {:?}",
+            next.id, next.logit, next.probability, next.token
+        );
     }
     text
 }
 
 /// A conversation on the terminal, until the end of the input.
-fn converse(app: &App, arguments: &Arguments, model: &Model, interventions: &[Intervention]) -> anyhow::Result<()> {
-    let mut messages: Vec<Message> = arguments.system.as_deref().map(Message::system).into_iter().collect();
-    let prompt = if std::io::stdin().is_terminal() { "> " } else { "" };
+fn converse(
+    app: &App,
+    arguments: &Arguments,
+    model: &Model,
+    interventions: &[Intervention],
+) -> anyhow::Result<()> {
+    let mut messages: Vec<Message> = arguments
+        .system
+        .as_deref()
+        .map(Message::system)
+        .into_iter()
+        .collect();
+    let prompt = if std::io::stdin().is_terminal() {
+        "> "
+    } else {
+        ""
+    };
     loop {
         output::text(prompt)?;
         let mut line = String::new();
@@ -200,7 +239,12 @@ fn converse(app: &App, arguments: &Arguments, model: &Model, interventions: &[In
         }
         messages.push(Message::user(line.trim()));
         let ids = chat_ids(model, &messages)?;
-        let options = options(arguments, model, arguments.max_tokens.unwrap_or(CHAT_TOKENS), interventions);
+        let options = options(
+            arguments,
+            model,
+            arguments.max_tokens.unwrap_or(CHAT_TOKENS),
+            interventions,
+        );
         let mut stream = model.tokenizer().decode_stream(true).continuing();
         let mut answer = String::new();
         let mut failed = None;

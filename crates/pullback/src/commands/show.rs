@@ -27,7 +27,11 @@ pub(crate) fn run(app: &App, arguments: &Arguments) -> anyhow::Result<()> {
         manifest.verify_sizes(&arguments.directory)?;
     }
     let result_path = arguments.directory.join("result.json");
-    let result: Value = if result_path.exists() { read_json(&result_path)? } else { Value::Null };
+    let result: Value = if result_path.exists() {
+        read_json(&result_path)?
+    } else {
+        Value::Null
+    };
     let whole = json!({ "manifest": manifest, "digest": manifest.digest(), "result": result });
     app.print(&whole, || describe(&manifest, &result, arguments.verify))
 }
@@ -38,7 +42,13 @@ fn describe(manifest: &Manifest, result: &Value, verified: bool) -> String {
         // Writing to a string cannot fail.
         let _ = writeln!(text, "{label:10} {value}");
     };
-    line("kind", format!("{} (made by pullback {}, seed {})", manifest.kind, manifest.program, manifest.seed));
+    line(
+        "kind",
+        format!(
+            "{} (made by pullback {}, seed {})",
+            manifest.kind, manifest.program, manifest.seed
+        ),
+    );
     line("digest", manifest.digest());
     if let Some(site) = &manifest.site {
         line("site", site.clone());
@@ -47,7 +57,10 @@ fn describe(manifest: &Manifest, result: &Value, verified: bool) -> String {
         line("model", format!("{} {}", model.name, model.digest));
     }
     for parent in &manifest.parents {
-        line("made from", format!("{} {} {}", parent.kind, parent.path, parent.digest));
+        line(
+            "made from",
+            format!("{} {} {}", parent.kind, parent.path, parent.digest),
+        );
     }
     for (name, file) in &manifest.files {
         line("file", format!("{name}, {:.1} MB", file.bytes as f64 / 1e6));
@@ -70,7 +83,11 @@ fn flatten(prefix: &str, value: &Value, rows: &mut Vec<(String, String)>) {
     match value {
         Value::Object(fields) => {
             for (key, value) in fields {
-                let key = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
+                let key = if prefix.is_empty() {
+                    key.clone()
+                } else {
+                    format!("{prefix}.{key}")
+                };
                 flatten(&key, value, rows);
             }
         }

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use anyhow::bail;
 use clap::ValueEnum;
 use pullback_adapters::{
-    ChangedFeature, Explanation, ResidualAdapter, built_in_pairs, data_digest, explain, explain_on, held_out_answers,
-    read_pairs,
+    ChangedFeature, Explanation, ResidualAdapter, built_in_pairs, data_digest, explain, explain_on,
+    held_out_answers, read_pairs,
 };
 use pullback_artifact::write_json;
 use pullback_sae::FeaturePages;
@@ -18,9 +18,11 @@ use crate::context::App;
 
 /// Options of `adapt explain`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  pullback adapt explain adapter --sae sae --store store --top 20\n\
+#[command(
+    after_help = "Example:\n  pullback adapt explain adapter --sae sae --store store --top 20\n\
     Change is measured on the held-out answers of the adapter's own pairs, where it is meant to act, or with\n\
-    --on corpus on the store's held-out text.")]
+    --on corpus on the store's held-out text."
+)]
 pub(crate) struct Arguments {
     /// An adapter
     adapter: PathBuf,
@@ -88,8 +90,16 @@ pub(crate) fn printed(features: &[ChangedFeature]) -> Vec<PrintedFeature<'_>> {
             density: changed.density,
             reads: changed.reads,
             writes: changed.writes,
-            promoted: changed.promoted.iter().map(|(token, _)| token.as_str()).collect(),
-            suppressed: changed.suppressed.iter().map(|(token, _)| token.as_str()).collect(),
+            promoted: changed
+                .promoted
+                .iter()
+                .map(|(token, _)| token.as_str())
+                .collect(),
+            suppressed: changed
+                .suppressed
+                .iter()
+                .map(|(token, _)| token.as_str())
+                .collect(),
             examples: changed
                 .examples
                 .iter()
@@ -131,7 +141,16 @@ pub(crate) fn run(app: &App, arguments: &Arguments) -> anyhow::Result<()> {
                 );
             }
             let answers = held_out_answers(model, &pairs, adapter.site, control)?;
-            explain_on(&answers, &adapter, &sae, &store, model, arguments.top, pages, control)?
+            explain_on(
+                &answers,
+                &adapter,
+                &sae,
+                &store,
+                model,
+                arguments.top,
+                pages,
+                control,
+            )?
         }
     };
     if let Some(path) = &arguments.output {
@@ -151,12 +170,17 @@ fn describe(explanation: &Explanation) -> String {
         "{} features are active on held-out text; prediction and measurement agree with Spearman {:.2}\n\
          the {} most changed leave {:.0} % of what the adapter writes unexplained\n\n",
         explanation.live.len(),
-        explanation.agreement_spearman,
+        explanation.agreement_spearman.unwrap_or(f64::NAN),
         explanation.features.len(),
-        100.0 * explanation.residual_fraction
+        100.0 * explanation.residual_fraction.unwrap_or(f64::NAN)
     );
     for changed in &explanation.features {
-        let tokens: Vec<String> = changed.promoted.iter().take(6).map(|(token, _)| format!("{token:?}")).collect();
+        let tokens: Vec<String> = changed
+            .promoted
+            .iter()
+            .take(6)
+            .map(|(token, _)| format!("{token:?}"))
+            .collect();
         // Writing to a string cannot fail.
         let _ = writeln!(
             text,
@@ -168,7 +192,11 @@ fn describe(explanation: &Explanation) -> String {
             tokens.join(" ")
         );
         for example in changed.examples.iter().take(2) {
-            let line = example.text.split_whitespace().collect::<Vec<_>>().join(" ");
+            let line = example
+                .text
+                .split_whitespace()
+                .collect::<Vec<_>>()
+                .join(" ");
             let _ = writeln!(text, "    {:>7.1}  {line}", example.activation);
         }
     }

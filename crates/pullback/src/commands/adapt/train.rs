@@ -10,9 +10,11 @@ use crate::context::{App, make_room, middle_site};
 
 /// Options of `adapt train`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  pullback adapt train smollm2-135m-instruct --at blocks.15.hook_resid_post -o adapter\n\
+#[command(
+    after_help = "Example:\n  pullback adapt train smollm2-135m-instruct --at blocks.15.hook_resid_post -o adapter\n\
     Data are JSON Lines of {\"prompt\": \"…\", \"answer\": \"…\"}; every sixth pair is held out.\n\
-    Without --data, the built-in set teaches the manner of an old sailor.")]
+    Without --data, the built-in set teaches the manner of an old sailor."
+)]
 pub(crate) struct Arguments {
     /// A catalogue name, a .gguf file or a model directory
     model: String,
@@ -78,7 +80,9 @@ pub(crate) fn run(app: &App, arguments: &Arguments) -> anyhow::Result<()> {
     };
     make_room(&arguments.output, arguments.force)?;
     let named = app.load_model(&arguments.model)?;
-    let site = arguments.at.unwrap_or_else(|| middle_site(named.model.config().n_layers));
+    let site = arguments
+        .at
+        .unwrap_or_else(|| middle_site(named.model.config().n_layers));
     let mut config = TrainConfig::new(site, arguments.seed);
     config.rank = arguments.rank;
     config.activation = arguments.activation.into();
@@ -86,7 +90,14 @@ pub(crate) fn run(app: &App, arguments: &Arguments) -> anyhow::Result<()> {
     config.batch = arguments.batch.unwrap_or(config.batch);
     config.lr = arguments.lr.unwrap_or(config.lr);
     config.change_penalty = arguments.change_penalty.unwrap_or(config.change_penalty);
-    let trained = train(&named.model, &named.name, &pairs, &config, &arguments.output, &app.control)?;
+    let trained = train(
+        &named.model,
+        &named.name,
+        &pairs,
+        &config,
+        &arguments.output,
+        &app.control,
+    )?;
     let result = trained.result;
     app.print(&result, || {
         format!(

@@ -3,7 +3,8 @@
 use pullback_adapters::{ChangedFeature, HiddenUnit};
 use pullback_artifact::Catalogue;
 use pullback_report::change_report::{
-    self, AdapterFacts, ChangeReport, CorpusFacts, Example, FeatureCard, ModelFacts, SaeFacts, UnitFeature,
+    self, AdapterFacts, ChangeReport, CorpusFacts, Example, FeatureCard, ModelFacts, SaeFacts,
+    UnitFeature,
 };
 
 use super::Story;
@@ -17,7 +18,10 @@ fn report(story: &Story<'_>) -> ChangeReport {
     let explanation = &story.explanation;
     let of = |feature: &u32| {
         let feature = *feature as usize;
-        (explanation.predicted[feature], explanation.measured[feature])
+        (
+            explanation.predicted[feature],
+            explanation.measured[feature],
+        )
     };
     ChangeReport {
         title: "What teaching a language model to talk like a sailor changed in it".to_owned(),
@@ -40,12 +44,21 @@ fn report(story: &Story<'_>) -> ChangeReport {
                 after: answer.after.clone(),
             })
             .collect(),
-        agreement_spearman: explanation.agreement_spearman,
-        residual_fraction: explanation.residual_fraction,
+        agreement_spearman: explanation.agreement_spearman.unwrap_or(f64::NAN),
+        residual_fraction: explanation.residual_fraction.unwrap_or(f64::NAN),
         changes: explanation.measured.clone(),
         scatter: explanation.live.iter().map(of).collect(),
-        features: explanation.features.iter().enumerate().map(|(place, changed)| card(place, changed)).collect(),
-        hidden_units: explanation.units.iter().map(|unit| hidden_unit(story, unit)).collect(),
+        features: explanation
+            .features
+            .iter()
+            .enumerate()
+            .map(|(place, changed)| card(place, changed))
+            .collect(),
+        hidden_units: explanation
+            .units
+            .iter()
+            .map(|unit| hidden_unit(story, unit))
+            .collect(),
         seconds: story.seconds.clone(),
         commands: commands(story),
         method_notes: method_notes(story),
@@ -55,7 +68,10 @@ fn report(story: &Story<'_>) -> ChangeReport {
 
 fn entry_of(name: &str) -> Option<pullback_artifact::Entry> {
     let catalogue = Catalogue::built_in().ok()?;
-    catalogue.entries.into_iter().find(|entry| entry.name == name)
+    catalogue
+        .entries
+        .into_iter()
+        .find(|entry| entry.name == name)
 }
 
 fn corpus_title(text: &str) -> String {
@@ -77,7 +93,9 @@ fn model_facts(story: &Story<'_>) -> ModelFacts {
 fn sae_facts(story: &Story<'_>) -> SaeFacts {
     let sae = &story.sae;
     let curve = &story.sae_training.curve;
-    let ce = |part: fn(&pullback_sae::CrossEntropy) -> f64| sae.cross_entropy.as_ref().map_or(f64::NAN, part);
+    let ce = |part: fn(&pullback_sae::CrossEntropy) -> f64| {
+        sae.cross_entropy.as_ref().map_or(f64::NAN, part)
+    };
     SaeFacts {
         features: sae.features,
         k: sae.k,
@@ -88,9 +106,15 @@ fn sae_facts(story: &Story<'_>) -> SaeFacts {
         ce_spliced: ce(|ce| ce.ce_spliced),
         ce_zero: ce(|ce| ce.ce_zero),
         ce_score: ce(|ce| ce.ce_score),
-        curve: curve.iter().map(|point| (point.tokens as f64, point.explained_variance)).collect(),
+        curve: curve
+            .iter()
+            .filter_map(|point| Some((point.tokens as f64, point.explained_variance?)))
+            .collect(),
         curve_held_out: true,
-        loss_curve: curve.iter().map(|point| (point.tokens as f64, point.loss)).collect(),
+        loss_curve: curve
+            .iter()
+            .map(|point| (point.tokens as f64, point.loss))
+            .collect(),
     }
 }
 
@@ -101,8 +125,17 @@ fn adapter_facts(story: &Story<'_>) -> AdapterFacts {
         activation: story.adapter.activation.name().to_owned(),
         loss_before: story.adapter_result.loss_before,
         loss_after: story.adapter_result.loss_after,
-        train_curve: training.train.iter().enumerate().map(|(step, loss)| (step as f64 + 1.0, *loss)).collect(),
-        validation_curve: training.held_out.iter().map(|(step, loss)| (*step as f64, *loss)).collect(),
+        train_curve: training
+            .train
+            .iter()
+            .enumerate()
+            .map(|(step, loss)| (step as f64 + 1.0, *loss))
+            .collect(),
+        validation_curve: training
+            .held_out
+            .iter()
+            .map(|(step, loss)| (*step as f64, *loss))
+            .collect(),
     }
 }
 
@@ -151,8 +184,12 @@ fn hidden_unit(story: &Story<'_>, unit: &HiddenUnit) -> change_report::HiddenUni
 fn commands(story: &Story<'_>) -> Vec<String> {
     let arguments = story.arguments;
     let (model, site, seed) = (&arguments.model, story.site, arguments.seed);
-    let passes = arguments.passes.map_or_else(String::new, |passes| format!(" --passes {passes}"));
-    let epochs = arguments.epochs.map_or_else(String::new, |epochs| format!(" --epochs {epochs}"));
+    let passes = arguments
+        .passes
+        .map_or_else(String::new, |passes| format!(" --passes {passes}"));
+    let epochs = arguments
+        .epochs
+        .map_or_else(String::new, |epochs| format!(" --epochs {epochs}"));
     vec![
         format!(
             "pullback harvest {model} --text {} --at {site} --tokens {} --held-out {} --seed {seed} -o store",
@@ -163,8 +200,14 @@ fn commands(story: &Story<'_>) -> Vec<String> {
             story.sae.features, arguments.k
         ),
         "pullback sae eval sae --store store".to_owned(),
-        format!("pullback adapt train {model} --at {site} --rank {}{epochs} --seed {seed} -o adapter", arguments.rank),
-        format!("pullback adapt explain adapter --sae sae --store store --top {}", arguments.top),
+        format!(
+            "pullback adapt train {model} --at {site} --rank {}{epochs} --seed {seed} -o adapter",
+            arguments.rank
+        ),
+        format!(
+            "pullback adapt explain adapter --sae sae --store store --top {}",
+            arguments.top
+        ),
         format!("pullback run {model} --chat --adapter adapter"),
     ]
 }
@@ -204,7 +247,7 @@ fn caveats(story: &Story<'_>) -> Vec<String> {
         format!(
             "The features shown carry {:.0} % of what the adapter writes; the rest lies in directions that none of them \
              covers.",
-            100.0 * (1.0 - explanation.residual_fraction)
+            100.0 * (1.0 - explanation.residual_fraction.unwrap_or(f64::NAN))
         ),
         format!(
             "The autoencoder is small and was trained on {} tokens of old prose and speeches: many of its features are \
@@ -215,7 +258,7 @@ fn caveats(story: &Story<'_>) -> Vec<String> {
         format!(
             "Change is measured on a dozen held-out answers, a small text. On the corpus's held-out documents, where \
              nobody talks like this, prediction and measurement agree with Spearman {:.2}.",
-            story.agreement_on_corpus
+            story.agreement_on_corpus.unwrap_or(f64::NAN)
         ),
         "A list of tokens and examples suggests a meaning; it does not prove that the model uses the feature that way."
             .to_owned(),

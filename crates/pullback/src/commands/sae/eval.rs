@@ -5,7 +5,10 @@ use std::sync::Arc;
 
 use pullback_activations::ActivationStore;
 use pullback_model::Model;
-use pullback_sae::{Dictionary, SaeResult, TopKSae, cross_entropy_score, evaluate_reconstruction, load, load_training};
+use pullback_sae::{
+    Dictionary, SaeResult, TopKSae, cross_entropy_score, evaluate_reconstruction, load,
+    load_training,
+};
 
 use crate::context::App;
 
@@ -36,8 +39,10 @@ pub(crate) fn run(app: &App, arguments: &Arguments) -> anyhow::Result<()> {
     let named = app.load_model_of(arguments.model.as_deref(), store.manifest())?;
     let trained = load_training(&arguments.sae).map_or(0, |training| training.tokens);
     let (mut result, _) = evaluate(app, &named.model, &store, sae, trained, 0.0)?;
-    let recorded: Option<SaeResult> = pullback_artifact::read_json(&arguments.sae.join("result.json")).ok();
-    result.train_tokens_per_second = recorded.map_or(0.0, |recorded| recorded.train_tokens_per_second);
+    let recorded: Option<SaeResult> =
+        pullback_artifact::read_json(&arguments.sae.join("result.json")).ok();
+    result.train_tokens_per_second =
+        recorded.map_or(0.0, |recorded| recorded.train_tokens_per_second);
     app.print(&result, || describe(&result))
 }
 
@@ -51,8 +56,10 @@ pub(crate) fn evaluate(
     train_tokens_per_second: f64,
 ) -> anyhow::Result<(SaeResult, Vec<f32>)> {
     let (features, k) = (sae.n_features(), sae.k());
-    let (held_out, _) = evaluate_reconstruction(&sae, store, &store.normal_rows(true), &app.control)?;
-    let (train, densities) = evaluate_reconstruction(&sae, store, &store.normal_rows(false), &app.control)?;
+    let (held_out, _) =
+        evaluate_reconstruction(&sae, store, &store.normal_rows(true), &app.control)?;
+    let (train, densities) =
+        evaluate_reconstruction(&sae, store, &store.normal_rows(false), &app.control)?;
     let cross_entropy = cross_entropy_score(model, store, Arc::new(sae), SEQUENCES, &app.control)?;
     let result = SaeResult {
         features,
@@ -86,7 +93,10 @@ pub(crate) fn describe(result: &SaeResult) -> String {
         );
     }
     if result.train_tokens_per_second > 0.0 {
-        text += &format!("trained on {} tokens, {:.0} a second\n", result.train_tokens, result.train_tokens_per_second);
+        text += &format!(
+            "trained on {} tokens, {:.0} a second\n",
+            result.train_tokens, result.train_tokens_per_second
+        );
     }
     text
 }

@@ -11,8 +11,10 @@ use crate::context::{App, make_room};
 
 /// Options of `sae train`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  pullback sae train store --features 4608 --k 32 -o sae\n\
-    The result is in the layout of SAELens, so other tools read it.")]
+#[command(
+    after_help = "Example:\n  pullback sae train store --features 4608 --k 32 -o sae\n\
+    The result is in the layout of SAELens, so other tools read it."
+)]
 pub(crate) struct Arguments {
     /// A store made by `pullback harvest`
     store: PathBuf,
@@ -58,9 +60,22 @@ pub(crate) fn run(app: &App, arguments: &Arguments) -> anyhow::Result<()> {
     config.aux_coefficient = arguments.aux_coefficient.unwrap_or(config.aux_coefficient);
     make_room(&arguments.output, arguments.force)?;
     let named = app.load_model_of(arguments.model.as_deref(), store.manifest())?;
-    let Trained { sae, training, tokens_per_second } = train(&store, &config, &arguments.output, &app.control)?;
-    let (result, densities) = evaluate(app, &named.model, &store, sae, training.tokens, tokens_per_second)?;
+    let Trained {
+        sae,
+        training,
+        tokens_per_second,
+    } = train(&store, &config, &arguments.output, &app.control)?;
+    let (result, densities) = evaluate(
+        app,
+        &named.model,
+        &store,
+        sae,
+        training.tokens,
+        tokens_per_second,
+    )?;
     save_sparsity(&densities, &arguments.output)?;
     write_json(&arguments.output.join("result.json"), &result)?;
-    app.print(&result, || describe(&result) + &format!("{}\n", arguments.output.display()))
+    app.print(&result, || {
+        describe(&result) + &format!("{}\n", arguments.output.display())
+    })
 }
