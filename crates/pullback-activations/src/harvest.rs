@@ -85,7 +85,7 @@ struct ShardSummary {
     firsts: usize,
 }
 
-/// Rows with a norm above this many medians are marked as outliers (the rule of dictionary_learning's
+/// Rows with a norm above this many medians are marked as outliers (the rule of `dictionary_learning`'s
 /// buffer).
 const OUTLIER_MEDIANS: f64 = 10.0;
 

@@ -331,12 +331,12 @@ impl Shard {
             (words("tokens")?, words("positions")?, words("sequences")?);
         let flags = find("flags", Dtype::U8, &[rows])?.to_vec();
         Ok(Self {
+            map,
             activations,
             tokens,
             positions,
             sequences,
             flags,
-            map,
         })
     }
 }

@@ -13,7 +13,7 @@ pub fn spearman(a: &[f32], b: &[f32]) -> f64 {
         "spearman: one value of each kind a feature is needed"
     );
     let (a, b) = (ranks(a), ranks(b));
-    let mean = (a.len() as f64 + 1.0) / 2.0;
+    let mean = f64::midpoint(a.len() as f64, 1.0);
     let (mut ab, mut aa, mut bb) = (0.0, 0.0, 0.0);
     for (a, b) in a.iter().zip(&b) {
         ab += (a - mean) * (b - mean);

@@ -192,7 +192,7 @@ pub fn train(
             Ok(found)
                 if found.config == *config && found.data == data && found.model == fresh.model =>
             {
-                state = found
+                state = found;
             }
             _ => {
                 control.say(&format!(

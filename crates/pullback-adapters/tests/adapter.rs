@@ -354,7 +354,7 @@ fn an_adapter_that_contradicts_its_manifest_or_this_program_is_refused() {
     let mut accepted = Vec::new();
     let changes: [Change<'_>; 3] = [
         ("another site than the manifest's", &|path| {
-            edit(path, "blocks.1", "blocks.0")
+            edit(path, "blocks.1", "blocks.0");
         }),
         ("another first position than this program's", &|path| {
             edit(path, "\"first_position\": 1", "\"first_position\": 0");

@@ -353,7 +353,7 @@ fn what_cannot_be_trained_is_refused_in_words() {
     };
     let pairs = pairs();
     let error = refused(&pairs, &|c| {
-        c.site = "blocks.1.hook_mlp_out".parse().unwrap()
+        c.site = "blocks.1.hook_mlp_out".parse().unwrap();
     });
     assert_has(&error, &["hook_resid_post", "blocks.1.hook_mlp_out"]);
     assert_has(

@@ -29,6 +29,7 @@ pub trait Real:
     fn as_f64(self) -> f64;
 
     /// `e^self` in a form that vectorises; within 2 units in the last place.
+    #[must_use]
     fn exp_vector(self) -> Self;
 }
 

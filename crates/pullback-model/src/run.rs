@@ -17,6 +17,10 @@ use crate::model::{Block, Model};
 use crate::site::{Place, Site, SiteError};
 
 /// What a run starts from.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "made once a run, and both variants own large memory"
+)]
 #[derive(Clone, Debug)]
 pub enum Input {
     /// Token ids of `batch` sequences of one length, one after the other.

@@ -1,6 +1,8 @@
 //! The forward pass, recordings, interventions and gradients against Hugging Face transformers (fixture
 //! `tiny-llama.reference.safetensors`, made by `make_tiny_llama.py`) and against each other.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::missing_panics_doc)]
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 

@@ -199,8 +199,12 @@ pub fn load(dir: &Path) -> Result<TopKSae, SaeError> {
         for ((encoder, decoder), bias) in rows.zip(&mut b_enc) {
             let length = decoder.iter().map(|x| x * x).sum::<f32>().sqrt();
             if length > 0.0 {
-                encoder.iter_mut().for_each(|x| *x *= length);
-                decoder.iter_mut().for_each(|x| *x /= length);
+                for x in encoder.iter_mut() {
+                    *x *= length;
+                }
+                for x in decoder.iter_mut() {
+                    *x /= length;
+                }
                 *bias *= length;
             }
         }

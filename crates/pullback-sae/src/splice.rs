@@ -135,49 +135,46 @@ fn batch_loss(
         .iter()
         .flat_map(|&start| (start..start + time).map(|row| store.token(row)))
         .collect();
-    let stream = match (site.place(), site.layer()) {
-        // What the layers below made stands in the store.
-        (Place::ResidPost, Some(layer)) => {
-            let mut values = Vec::with_capacity(ids.len() * store.info().d);
-            for &start in starts {
-                for row in start..start + time {
-                    values.extend_from_slice(store.row(row));
-                }
+    // What the layers below made stands in the store.
+    let stream = if let (Place::ResidPost, Some(layer)) = (site.place(), site.layer()) {
+        let mut values = Vec::with_capacity(ids.len() * store.info().d);
+        for &start in starts {
+            for row in start..start + time {
+                values.extend_from_slice(store.row(row));
             }
-            let data = TensorData::new(values, [ids.len(), store.info().d]);
-            let mut stream = Tensor::<2>::from_data(data, model.device());
-            if let Some(edit) = &edit {
-                stream = edit.apply(
-                    stream,
-                    &Rows {
-                        batch,
-                        time,
-                        start: 0,
-                    },
-                );
-            }
-            let input = Input::Residual {
+        }
+        let data = TensorData::new(values, [ids.len(), store.info().d]);
+        let mut stream = Tensor::<2>::from_data(data, model.device());
+        if let Some(edit) = &edit {
+            stream = edit.apply(
                 stream,
-                batch,
-                layer: layer + 1,
-            };
-            model.run(input, &RunOptions::default())?.stream
+                &Rows {
+                    batch,
+                    time,
+                    start: 0,
+                },
+            );
         }
-        _ => {
-            let interventions: Vec<Intervention> = edit
-                .into_iter()
-                .map(|edit| Intervention::new(site, edit))
-                .collect();
-            let options = RunOptions {
-                interventions: &interventions,
-                ..RunOptions::default()
-            };
-            let input = Input::Tokens {
-                ids: ids.clone(),
-                batch,
-            };
-            model.run(input, &options)?.stream
-        }
+        let input = Input::Residual {
+            stream,
+            batch,
+            layer: layer + 1,
+        };
+        model.run(input, &RunOptions::default())?.stream
+    } else {
+        let interventions: Vec<Intervention> = edit
+            .into_iter()
+            .map(|edit| Intervention::new(site, edit))
+            .collect();
+        let options = RunOptions {
+            interventions: &interventions,
+            ..RunOptions::default()
+        };
+        let input = Input::Tokens {
+            ids: ids.clone(),
+            batch,
+        };
+        model.run(input, &options)?.stream
     };
     let counted: Vec<usize> = (0..batch)
         .flat_map(|sequence| (1..time - 1).map(move |position| sequence * time + position))

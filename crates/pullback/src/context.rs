@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use burn::tensor::Device;
-use pullback_activations::{ActivationStore, Corpus};
+use pullback_activations::Corpus;
 use pullback_artifact::{Catalogue, Control, EntryKind, Manifest, ModelRef, fetch};
 use pullback_model::{Model, Site};
 
@@ -141,11 +141,6 @@ impl App {
             );
         }
         Ok(Corpus::open(&fetched.path)?)
-    }
-
-    /// Opens a store and checks that its files are whole.
-    pub(crate) fn open_store(&self, path: &Path) -> anyhow::Result<ActivationStore> {
-        Ok(ActivationStore::open(path)?)
     }
 }
 

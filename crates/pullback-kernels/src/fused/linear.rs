@@ -73,7 +73,7 @@ pub(super) fn backward_input<T: Real>(weight: &[T], grad: &[T], d_in: usize) -> 
 /// Backward in `weight`: `dW = gᵀ x`.
 pub(super) fn backward_weight<T: Real>(x: &[T], grad: &[T], d_in: usize) -> Vec<T> {
     let n = x.len() / d_in;
-    let d_out = if n == 0 { 0 } else { grad.len() / n };
+    let d_out = grad.len().checked_div(n).unwrap_or(0);
     let mut out = vec![T::zero(); d_out * d_in];
     matmul(
         MatrixMut::new(&mut out, d_out, d_in, d_in),

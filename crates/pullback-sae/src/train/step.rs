@@ -98,7 +98,7 @@ impl<T: Real> Part<T> {
 /// The loss is `FVU + aux_coefficient · aux`, with the fraction of variance unexplained
 /// `Σ‖x − x̂‖²/(n·variance)` and, where features are dead, `aux = Σ‖e − ê‖² / Σ‖e − mean e‖²` for the error
 /// `e = x − x̂` (not differentiated) and its reconstruction `ê` from the largest dead features (arXiv
-/// 2406.04093, appendix A.2; normalised as in OpenAI's and dictionary_learning's code).
+/// 2406.04093, appendix A.2; normalised as in `OpenAI`'s and `dictionary_learning`'s code).
 pub(crate) fn forward<T: Real>(
     parameters: &Parameters<T>,
     x: &[T],
@@ -567,7 +567,9 @@ mod tests {
         let (mut parameters, x) = example();
         for row in parameters.decoder.chunks_exact_mut(6) {
             let length = row.iter().map(|x| x * x).sum::<f64>().sqrt();
-            row.iter_mut().for_each(|x| *x /= length);
+            for x in row.iter_mut() {
+                *x /= length;
+            }
         }
         let objective = Objective {
             k: 4,

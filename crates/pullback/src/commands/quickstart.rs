@@ -194,7 +194,7 @@ pub(crate) fn run(app: &App, arguments: &Arguments) -> anyhow::Result<()> {
             Ok(())
         })?;
     }
-    let store = app.open_store(&store_path)?;
+    let store = ActivationStore::open(&store_path)?;
     let harvested: HarvestResult = read_json(&store_path.join("result.json"))?;
     let store_digest = store.manifest().digest();
 

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::bail;
 use clap::ValueEnum;
+use pullback_activations::ActivationStore;
 use pullback_adapters::{
     ChangedFeature, Explanation, ResidualAdapter, built_in_pairs, data_digest, explain, explain_on,
     held_out_answers, read_pairs,
@@ -114,7 +115,7 @@ pub(crate) fn printed(features: &[ChangedFeature]) -> Vec<PrintedFeature<'_>> {
 }
 
 pub(crate) fn run(app: &App, arguments: &Arguments) -> anyhow::Result<()> {
-    let store = app.open_store(&arguments.store)?;
+    let store = ActivationStore::open(&arguments.store)?;
     let (sae, sae_manifest) = pullback_sae::load(&arguments.sae)?;
     let (adapter, adapter_manifest) = ResidualAdapter::load(&arguments.adapter)?;
     let site = store.info().site.to_string();

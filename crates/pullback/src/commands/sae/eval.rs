@@ -30,7 +30,7 @@ pub(crate) struct Arguments {
 const SEQUENCES: usize = 48;
 
 pub(crate) fn run(app: &App, arguments: &Arguments) -> anyhow::Result<()> {
-    let store = app.open_store(&arguments.store)?;
+    let store = ActivationStore::open(&arguments.store)?;
     let (sae, manifest) = load(&arguments.sae)?;
     manifest.check_site(&store.info().site.to_string())?;
     if let Some(model) = &store.manifest().model {

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use pullback_activations::ActivationStore;
 use pullback_artifact::write_json;
 use pullback_sae::saelens::save_sparsity;
 use pullback_sae::{TrainConfig, Trained, train};
@@ -51,7 +52,7 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(app: &App, arguments: &Arguments) -> anyhow::Result<()> {
-    let store = app.open_store(&arguments.store)?;
+    let store = ActivationStore::open(&arguments.store)?;
     let features = arguments.features.unwrap_or(8 * store.info().d);
     let mut config = TrainConfig::new(features, arguments.k, arguments.seed);
     config.passes = arguments.passes.unwrap_or(config.passes);
