@@ -18,6 +18,6 @@ mod simd;
 pub mod sparse;
 
 pub use map::map_file;
-pub use matmul::{Matrix, MatrixMut, Threads, matmul};
+pub use matmul::{Matrix, MatrixMut, Threads, matmul, product};
 pub use real::Real;
 pub use simd::vectorized;

@@ -105,26 +105,83 @@ pub fn matmul<T: Real>(
     scale: T,
     threads: Threads,
 ) {
-    assert_eq!(left.columns, right.rows, "matmul: inner dimensions differ");
     assert_eq!(out.rows, left.rows, "matmul: row counts differ");
     assert_eq!(out.columns, right.columns, "matmul: column counts differ");
-    if out.rows == 0 || out.columns == 0 {
+    // SAFETY: the view was checked on construction to lie within its slice, which is borrowed mutably and
+    // so overlaps neither input.
+    unsafe {
+        into_pointer(
+            out.data.as_mut_ptr(),
+            out.row_stride,
+            left,
+            right,
+            keep,
+            scale,
+            threads,
+        );
+    }
+}
+
+/// `left × right` as a new row-major vector `[left.rows · right.columns]`, whose memory is written once.
+///
+/// # Panics
+/// If the inner dimensions differ.
+pub fn product<T: Real>(left: Matrix<'_, T>, right: Matrix<'_, T>, threads: Threads) -> Vec<T> {
+    let len = left.rows * right.columns;
+    if left.columns == 0 {
+        return vec![T::zero(); len];
+    }
+    let mut out = Vec::with_capacity(len);
+    let row_stride = right.columns;
+    // SAFETY: the allocation holds `len` elements and is nobody else's. With `keep = 0` the product writes
+    // every element of `rows × columns` and reads none, so all `len` are initialised when it returns.
+    unsafe {
+        into_pointer(
+            out.as_mut_ptr(),
+            row_stride,
+            left,
+            right,
+            T::zero(),
+            T::one(),
+            threads,
+        );
+        out.set_len(len);
+    }
+    out
+}
+
+/// The product, written through a pointer.
+///
+/// # Safety
+/// `out` must be valid for writes (and, unless `keep` is zero, reads) of `left.rows` rows of
+/// `right.columns` elements, `row_stride` apart, and overlap neither input.
+unsafe fn into_pointer<T: Real>(
+    out: *mut T,
+    row_stride: usize,
+    left: Matrix<'_, T>,
+    right: Matrix<'_, T>,
+    keep: T,
+    scale: T,
+    threads: Threads,
+) {
+    assert_eq!(left.columns, right.rows, "matmul: inner dimensions differ");
+    if left.rows == 0 || right.columns == 0 {
         return;
     }
     let parallelism = match threads {
         Threads::One => Parallelism::None,
         Threads::All => Parallelism::Rayon(0),
     };
-    // SAFETY: each of the three views was checked on construction to lie within its slice, `out` is
-    // borrowed mutably and so overlaps neither input, and `T` is f32 or f64, which `gemm` knows.
+    // SAFETY: both inputs were checked on construction to lie within their slices, `out` is the caller's
+    // promise, and `T` is f32 or f64, which `gemm` knows.
     unsafe {
         gemm::gemm(
-            out.rows,
-            out.columns,
+            left.rows,
+            right.columns,
             left.columns,
-            out.data.as_mut_ptr(),
+            out,
             1,
-            out.row_stride as isize,
+            row_stride as isize,
             keep != T::zero(),
             left.data.as_ptr(),
             left.column_stride as isize,

@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use crate::simd::vectorized;
 use crate::sparse::dot;
-use crate::{Matrix, MatrixMut, Real, Threads, matmul};
+use crate::{Matrix, Real, Threads, product};
 
 /// Up to this many rows the product is bound by reading `W` once, and dot products are as fast as the
 /// memory; above it, blocks of `W` are worth packing.
@@ -17,26 +17,19 @@ const SMALL: usize = 1 << 21;
 /// Forward: `x [n, i]`, `weight [o, i]` → `[n, o]`.
 pub(super) fn forward<T: Real>(x: &[T], weight: &[T], d_in: usize) -> Vec<T> {
     let (n, d_out) = (x.len() / d_in, weight.len() / d_in);
-    let mut out = vec![T::zero(); n * d_out];
-    if n == 0 {
-        return out;
-    }
     if n > FEW_ROWS {
         let threads = if n * d_out * d_in < SMALL {
             Threads::One
         } else {
             Threads::All
         };
-        matmul(
-            MatrixMut::new(&mut out, n, d_out, d_out),
+        return product(
             Matrix::new(x, n, d_in, d_in),
             Matrix::new(weight, d_out, d_in, d_in).transposed(),
-            T::zero(),
-            T::one(),
             threads,
         );
-        return out;
     }
+    let mut out = vec![T::zero(); n * d_out];
     for (x, out) in x.chunks_exact(d_in).zip(out.chunks_exact_mut(d_out)) {
         out.par_chunks_mut(OUTPUTS)
             .zip(weight.par_chunks(OUTPUTS * d_in))
@@ -58,30 +51,20 @@ pub(super) fn forward<T: Real>(x: &[T], weight: &[T], d_in: usize) -> Vec<T> {
 pub(super) fn backward_input<T: Real>(weight: &[T], grad: &[T], d_in: usize) -> Vec<T> {
     let d_out = weight.len() / d_in;
     let n = grad.len() / d_out;
-    let mut out = vec![T::zero(); n * d_in];
-    matmul(
-        MatrixMut::new(&mut out, n, d_in, d_in),
+    product(
         Matrix::new(grad, n, d_out, d_out),
         Matrix::new(weight, d_out, d_in, d_in),
-        T::zero(),
-        T::one(),
         Threads::All,
-    );
-    out
+    )
 }
 
 /// Backward in `weight`: `dW = gᵀ x`.
 pub(super) fn backward_weight<T: Real>(x: &[T], grad: &[T], d_in: usize) -> Vec<T> {
     let n = x.len() / d_in;
     let d_out = grad.len().checked_div(n).unwrap_or(0);
-    let mut out = vec![T::zero(); d_out * d_in];
-    matmul(
-        MatrixMut::new(&mut out, d_out, d_in, d_in),
+    product(
         Matrix::new(grad, n, d_out, d_out).transposed(),
         Matrix::new(x, n, d_in, d_in),
-        T::zero(),
-        T::one(),
         Threads::All,
-    );
-    out
+    )
 }

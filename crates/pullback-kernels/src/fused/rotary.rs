@@ -38,9 +38,11 @@ pub(super) fn rotate<T: Real>(x: &[T], width: usize, spec: &RotarySpec, inverse:
     let sign = if inverse { -1.0 } else { 1.0 };
     let mut cosines = vec![T::zero(); spec.time * half];
     let mut sines = vec![T::zero(); spec.time * half];
+    let frequencies: Vec<f64> = (0..half)
+        .map(|pair| spec.base.powf(-2.0 * pair as f64 / spec.rotary_dim as f64))
+        .collect();
     for row in 0..spec.time {
-        for pair in 0..half {
-            let frequency = spec.base.powf(-2.0 * pair as f64 / spec.rotary_dim as f64);
+        for (pair, frequency) in frequencies.iter().enumerate() {
             let (sin, cos) = ((spec.start + row) as f64 * frequency).sin_cos();
             cosines[row * half + pair] = T::of(cos);
             sines[row * half + pair] = T::of(sign * sin);
