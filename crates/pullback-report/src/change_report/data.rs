@@ -31,7 +31,8 @@ pub struct ChangeReport {
     /// Spearman's rank correlation between predicted and measured change over all live features.
     #[serde(deserialize_with = "lenient::figure")]
     pub agreement_spearman: f64,
-    /// The share of the adapter's change, from zero to one, that the dictionary's features do not carry.
+    /// The share of the adapter's change, from zero to one, that lies outside the span of
+    /// the decoder rows of the features shown.
     #[serde(deserialize_with = "lenient::figure")]
     pub residual_fraction: f64,
     /// The measured change of every feature, for the histogram.
@@ -243,7 +244,8 @@ pub struct FeatureCard {
     /// How strongly the adapter reads it: the size of its row in the pulled-back input matrix.
     #[serde(deserialize_with = "lenient::figure")]
     pub reads: f32,
-    /// How strongly the adapter writes it: the size of its column in the pulled-back output matrix.
+    /// How strongly the adapter writes it: the first-order change of its pre-activation at the hidden units' mean
+    /// activity, signed.
     #[serde(deserialize_with = "lenient::figure")]
     pub writes: f32,
 }

@@ -122,8 +122,9 @@ pub(super) fn method(report: &ChangeReport) -> Markup {
                     "feature present. What a unit writes is " (p_out()) ": the first-order change of each feature’s pre-activation when the unit is active."
                 }
                 p.aside {
-                    "The cards’ “read” and “written” are the sizes of a feature’s row of " (inline("P_in")) " and of its column of " (inline("P_out")) ". "
-                    "The share of the adapter’s change that the dictionary’s features do not carry is "
+                    "A card’s “read” is the size of the feature’s row of " (inline("P_in")) ", “written” the first-order change of its pre-activation, "
+                    (inline("P_out")) " at the units’ mean activity. "
+                    "The share of the adapter’s change that lies outside the features shown is "
                     (super::figure_or_missing(report.residual_fraction, number::percent)) "."
                 }
             }

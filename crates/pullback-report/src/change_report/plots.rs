@@ -415,7 +415,7 @@ pub(super) fn fidelity(report: &ChangeReport) -> Markup {
                     dt { "Cross-entropy score" } dd { (super::figure_or_missing(sae.ce_score, |v| number::fixed(v, 3))) }
                     dt { "Active features a token (L0)" } dd { (super::figure_or_missing(sae.l0, |v| number::fixed(v, 1))) }
                     dt { "Features that never fire" } dd { (super::figure_or_missing(sae.dead_fraction, number::percent)) }
-                    dt { "Share of the change outside the dictionary" }
+                    dt { "Share of the change outside the features shown" }
                     dd { (super::figure_or_missing(report.residual_fraction, number::percent)) }
                 }
             }
