@@ -574,6 +574,21 @@ fn bad_input_is_one_clear_error() {
     );
     fails(d, &["run", &model, "--prompt", ""], &["no tokens"]);
     fails(d, &["show", "."], &["not a pullback artifact"]);
+    fails(
+        d,
+        &[
+            "quickstart",
+            "--model",
+            &model,
+            "--text",
+            &corpus,
+            "--held-out",
+            "0",
+            "-o",
+            "out",
+        ],
+        &["--held-out is 0"],
+    );
     let pairs = write("pairs.jsonl", b"{\"prompt\": 3}\n");
     fails(
         d,

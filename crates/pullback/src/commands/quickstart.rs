@@ -151,6 +151,9 @@ impl Clock {
 }
 
 pub(crate) fn run(app: &App, arguments: &Arguments) -> anyhow::Result<()> {
+    if arguments.held_out == 0 {
+        bail!("--held-out is 0: the autoencoder is judged on held-out text, give it some tokens");
+    }
     let out = &arguments.output;
     std::fs::create_dir_all(out)
         .with_context(|| format!("cannot make the directory {}", out.display()))?;

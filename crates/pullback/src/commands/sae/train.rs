@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use anyhow::bail;
 use pullback_activations::ActivationStore;
 use pullback_artifact::write_json;
 use pullback_sae::saelens::save_sparsity;
@@ -59,6 +60,12 @@ pub(crate) fn run(app: &App, arguments: &Arguments) -> anyhow::Result<()> {
     config.batch = arguments.batch.unwrap_or(config.batch);
     config.lr = arguments.lr.unwrap_or(config.lr);
     config.aux_coefficient = arguments.aux_coefficient.unwrap_or(config.aux_coefficient);
+    if store.info().held_out == 0 {
+        bail!(
+            "{} holds no held-out text to judge the autoencoder on: harvest with --held-out above 0",
+            arguments.store.display()
+        );
+    }
     make_room(&arguments.output, arguments.force)?;
     let named = app.load_model_of(arguments.model.as_deref(), store.manifest())?;
     let Trained {
