@@ -104,10 +104,11 @@ impl Model {
             .collect()
     }
 
-    /// Generates after `ids`, handing each token to `emit` as it comes; `emit` returning false stops.
+    /// Generates after `ids`, handing each token to `emit` as it comes; `emit` returning false stops, and so
+    /// does the end of the model's context.
     ///
     /// # Errors
-    /// As [`Model::run`]; also when prompt and text outgrow the context.
+    /// As [`Model::run`]; also when the prompt alone is empty or longer than the context.
     pub fn generate(
         &self,
         ids: &[u32],
@@ -129,7 +130,8 @@ impl Model {
                 break;
             }
             generated.push(next);
-            if !emit(next) || generated.len() == options.max_tokens {
+            let full = cache.len() >= self.config().n_ctx;
+            if !emit(next) || generated.len() == options.max_tokens || full {
                 break;
             }
             logits = self.advance(&[next], options.interventions, &mut cache)?;

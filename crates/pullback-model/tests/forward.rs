@@ -313,6 +313,20 @@ fn greedy_text_follows_the_largest_logit_and_stops_where_told() {
     );
 }
 
+#[test]
+fn text_ends_where_the_context_does() {
+    let model = tiny("tiny-llama.gguf");
+    let n_ctx = model.config().n_ctx;
+    let prompt = vec![5; n_ctx - 3];
+    let options = GenerateOptions {
+        max_tokens: 1000,
+        ..GenerateOptions::default()
+    };
+    // Three positions are left to be filled, and the last one still says what comes next.
+    let text = model.generate(&prompt, &options, |_| true).unwrap();
+    assert_eq!(text.len(), 4);
+}
+
 struct Double;
 
 impl Edit for Double {
