@@ -170,15 +170,15 @@ pub(crate) fn run(app: &App, arguments: &Arguments) -> anyhow::Result<()> {
 
     clock.reset("fetch");
     let (corpus, named) = clock.time("fetch", || {
-        let (_, path) = app.model_path(&arguments.model)?;
-        control.say(&format!("model   {}", path.display()));
+        let named = app.load_model(&arguments.model)?;
+        control.say(&format!("model   {}", named.model.files().path().display()));
         let corpus = app.open_corpus(&arguments.text)?;
         control.say(&format!(
             "corpus  {} ({} documents)",
             corpus.path().display(),
             corpus.documents().len()
         ));
-        Ok((corpus, app.load_model(&arguments.model)?))
+        Ok((corpus, named))
     })?;
     let model = &named.model;
     let site = arguments
