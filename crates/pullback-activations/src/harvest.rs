@@ -64,6 +64,9 @@ pub struct HarvestResult {
     pub outliers: usize,
 }
 
+/// Beyond these a typing error would exhaust the memory.
+const MAX_BATCH: usize = 1 << 16;
+const MAX_SHARD_ROWS: usize = 1 << 24;
 /// Working files of an unfinished harvest.
 const STATE_FILE: &str = "harvest-state.json";
 
@@ -110,6 +113,12 @@ pub fn harvest(
         return Err(ActivationError::Option(
             "a harvest needs at least one sequence in a batch and one row in a shard".to_owned(),
         ));
+    }
+    if config.batch > MAX_BATCH || config.shard_rows > MAX_SHARD_ROWS {
+        return Err(ActivationError::Option(format!(
+            "batches of {} sequences and shards of {} rows are too large: at most {MAX_BATCH} and {MAX_SHARD_ROWS}",
+            config.batch, config.shard_rows
+        )));
     }
     // Before the text is read: what would be refused at the end is refused at once.
     refuse_existing(out)?;

@@ -97,7 +97,7 @@ impl Plan {
                             "is too small: it has {have} {} tokens in sequences of {}, {} are wanted",
                             ["training", "held-out"][split],
                             config.context,
-                            wanted[split] * config.context
+                            wanted[split].saturating_mul(config.context)
                         ),
                     });
                 };

@@ -146,6 +146,13 @@ pub fn train(
                 .to_owned(),
         ));
     }
+    if config.rank > model.config().d_model {
+        return Err(AdapterError::Option(format!(
+            "rank {} is above the width {} of the residual stream",
+            config.rank,
+            model.config().d_model
+        )));
+    }
     if !(config.lr.is_finite() && config.lr > 0.0) {
         return Err(AdapterError::Option(format!(
             "the learning rate is {}, it must be above zero",

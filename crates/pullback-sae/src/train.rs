@@ -78,6 +78,12 @@ impl TrainConfig {
                 self.k, self.features
             ));
         }
+        if self.features > MAX_FEATURES {
+            return wrong(format!(
+                "{} features are too many: at most {MAX_FEATURES}",
+                self.features
+            ));
+        }
         if self.passes == 0 || self.batch == 0 {
             return wrong("at least one pass and one row in a batch are needed".to_owned());
         }
@@ -182,6 +188,8 @@ pub struct Trained {
     pub tokens_per_second: f64,
 }
 
+/// More features than any published dictionary has; beyond it a typing error would exhaust the memory.
+const MAX_FEATURES: usize = 1 << 24;
 /// Points of the curve.
 const CURVE_POINTS: usize = 40;
 /// Held-out rows that the curve looks at.

@@ -396,6 +396,22 @@ fn the_separate_commands_do_what_quickstart_does() {
     );
     assert_ne!(clean, changed);
     assert_ne!(clean, spliced);
+    let absurd = usize::MAX.to_string();
+    fails(
+        d,
+        &[
+            "sae",
+            "train",
+            "store",
+            "--features",
+            &absurd,
+            "--model",
+            &model,
+            "-o",
+            "out",
+        ],
+        &["too many", &absurd],
+    );
     // What was made for something else is refused.
     json(
         d,
@@ -574,6 +590,26 @@ fn bad_input_is_one_clear_error() {
     );
     fails(d, &["run", &model, "--prompt", ""], &["no tokens"]);
     fails(d, &["show", "."], &["not a pullback artifact"]);
+    let absurd = usize::MAX.to_string();
+    fails(
+        d,
+        &[
+            "harvest", &model, "--text", &corpus, "--batch", &absurd, "-o", "out",
+        ],
+        &["too large", &absurd],
+    );
+    fails(
+        d,
+        &[
+            "harvest", &model, "--text", &corpus, "--tokens", &absurd, "-o", "out",
+        ],
+        &["too small"],
+    );
+    fails(
+        d,
+        &["adapt", "train", &model, "--rank", &absurd, "-o", "out"],
+        &["rank", "width 32"],
+    );
     fails(
         d,
         &[
