@@ -108,7 +108,7 @@ pub fn harvest(
     out: &Path,
     control: &Control,
 ) -> Result<HarvestResult, ActivationError> {
-    config.site.check(model.config().n_layers)?;
+    config.site.check(model.config())?;
     if config.batch == 0 || config.shard_rows == 0 {
         return Err(ActivationError::Option(
             "a harvest needs at least one sequence in a batch and one row in a shard".to_owned(),
@@ -282,7 +282,7 @@ fn activations_at(
         record: &record,
         ..RunOptions::default()
     };
-    let mut out = model.run(Input::Tokens { ids, batch }, &options)?;
+    let mut out = model.run(Input::uniform(ids, batch), &options)?;
     let data = out.take(site)?.into_data();
     data.try_into_vec::<f32>().map_err(|error| {
         ActivationError::Option(format!(

@@ -29,9 +29,7 @@ fn recorded(model: &Model, site: Site, ids: Vec<u32>) -> Vec<f32> {
         record: &[site],
         ..RunOptions::default()
     };
-    let mut out = model
-        .run(Input::Tokens { ids, batch: 1 }, &options)
-        .unwrap();
+    let mut out = model.run(Input::tokens(&ids), &options).unwrap();
     values(out.take(site).unwrap())
 }
 
@@ -57,7 +55,7 @@ fn rows_are_what_the_model_has_at_the_site() {
         "ln_final",
     ];
     for (number, name) in sites.iter().enumerate() {
-        let site = Site::all(3)
+        let site = Site::all(model.config())
             .into_iter()
             .find(|site| site.to_string().contains(name))
             .unwrap();

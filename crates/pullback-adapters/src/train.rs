@@ -138,7 +138,7 @@ pub fn train(
     out: &Path,
     control: &Control,
 ) -> Result<TrainedAdapter, AdapterError> {
-    config.site.check(model.config().n_layers)?;
+    config.site.check(model.config())?;
     let layer = layer_of(config.site)?;
     if config.rank == 0 || config.epochs == 0 || config.batch == 0 {
         return Err(AdapterError::Option(
@@ -367,13 +367,7 @@ fn prepare_pair(model: &Model, pair: &Pair, layer: usize) -> Result<Prepared, Ad
             ids.len()
         )));
     }
-    let out = model.run(
-        Input::Tokens {
-            ids: ids.clone(),
-            batch: 1,
-        },
-        &options,
-    )?;
+    let out = model.run(Input::tokens(&ids), &options)?;
     Ok(Prepared {
         ids,
         counted,
@@ -494,11 +488,7 @@ fn losses(
 ) -> Result<(Tensor<1>, Option<Tensor<1>>), AdapterError> {
     let padded = pad(batch, model.config().d_model, device);
     let time = padded.stream.dims()[0] / padded.batch;
-    let rows = Rows {
-        batch: padded.batch,
-        time,
-        start: 0,
-    };
+    let rows = Rows::uniform(padded.batch, time, 0);
     let mut squares = None;
     let stream = match adapter {
         Some(adapter) => {
@@ -509,11 +499,7 @@ fn losses(
         }
         None => padded.stream,
     };
-    let input = Input::Residual {
-        stream,
-        batch: padded.batch,
-        layer: layer + 1,
-    };
+    let input = Input::residual(stream, padded.batch, layer + 1);
     let out = model.run(input, &RunOptions::default())?;
     let losses = model.cross_entropy(out.stream.select(0, padded.rows), &padded.targets)?;
     Ok((losses, squares))

@@ -48,11 +48,7 @@ fn the_change_is_that_of_the_formula() {
         assert_close(&values(adapter.hidden(tensor.clone())), &hidden, 2e-6);
         assert_close(&values(adapter.change(tensor.clone())), &change, 5e-6);
         // Two sequences of which the first has its rows from position 0 on.
-        let rows = Rows {
-            batch: 1,
-            time: n,
-            start: 0,
-        };
+        let rows = Rows::uniform(1, n, 0);
         let found = values(adapter.apply(tensor.clone(), &rows));
         let expected: Vec<f32> = x
             .iter()
@@ -62,11 +58,7 @@ fn the_change_is_that_of_the_formula() {
             .collect();
         assert_close(&found, &expected, 5e-6);
         assert_eq!(found[..d], x[..d]);
-        let later = Rows {
-            batch: 1,
-            time: n,
-            start: 1,
-        };
+        let later = Rows::uniform(1, n, 1);
         assert_ne!(values(adapter.apply(tensor, &later))[..d], x[..d]);
     }
     assert!((act(Activation::Gelu, 1.0) - 0.841_344_746_068_543).abs() < 1e-12);
@@ -87,15 +79,7 @@ fn gradients_through_the_model_agree_with_finite_differences() {
             device: Some(device.clone()),
             ..RunOptions::default()
         };
-        let out = model
-            .run(
-                Input::Tokens {
-                    ids: ids.clone(),
-                    batch: 2,
-                },
-                &options,
-            )
-            .unwrap();
+        let out = model.run(Input::uniform(ids.clone(), 2), &options).unwrap();
         model.cross_entropy(out.stream, &targets).unwrap().mean()
     };
     for activation in ACTIVATIONS {
@@ -147,7 +131,7 @@ fn an_adapter_that_writes_nothing_changes_no_bit() {
     let (_, mut parts) = usual(3, 32, 4);
     parts.w_out.fill(0.0);
     let ids: Vec<u32> = (0..30).map(|i| 10 + i * 7 % 200).collect();
-    let input = Input::Tokens { ids, batch: 3 };
+    let input = Input::uniform(ids, 3);
     let clean = model
         .run(input.clone(), &RunOptions::default())
         .unwrap()
@@ -178,10 +162,7 @@ fn the_first_position_of_each_sequence_is_left_alone_also_with_a_cache() {
             record: &record,
             ..RunOptions::default()
         };
-        let input = Input::Tokens {
-            ids: ids.clone(),
-            batch: 2,
-        };
+        let input = Input::uniform(ids.clone(), 2);
         let mut out = model.run(input, &options).unwrap();
         (values(out.take(site).unwrap()), values(out.stream))
     };
@@ -207,13 +188,7 @@ fn the_first_position_of_each_sequence_is_left_alone_also_with_a_cache() {
     };
     let whole = values(
         model
-            .run(
-                Input::Tokens {
-                    ids: ids.clone(),
-                    batch: 1,
-                },
-                &options,
-            )
+            .run(Input::uniform(ids.clone(), 1), &options)
             .unwrap()
             .stream,
     );

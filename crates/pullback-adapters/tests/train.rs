@@ -54,15 +54,7 @@ fn loss_by_hand(model: &Model, pairs: &[Pair], adapter: Option<&ResidualAdapter>
             interventions: &interventions,
             ..RunOptions::default()
         };
-        let out = model
-            .run(
-                Input::Tokens {
-                    ids: ids.clone(),
-                    batch: 1,
-                },
-                &options,
-            )
-            .unwrap();
+        let out = model.run(Input::uniform(ids.clone(), 1), &options).unwrap();
         let logits = values(model.logits(out.stream));
         let mut answer = Vec::new();
         for (position, logits) in logits.chunks_exact(model.config().d_vocab).enumerate() {
@@ -197,15 +189,7 @@ fn activations_on_held_out_answers_are_those_of_the_whole_model() {
             record: &[site],
             ..RunOptions::default()
         };
-        let mut out = model
-            .run(
-                Input::Tokens {
-                    ids: ids.clone(),
-                    batch: 1,
-                },
-                &options,
-            )
-            .unwrap();
+        let mut out = model.run(Input::uniform(ids.clone(), 1), &options).unwrap();
         let x = values(out.take(site).unwrap());
         for at in 0..ids.len() - 1 {
             if mask[at + 1] {

@@ -2,12 +2,12 @@
 //!
 //! Each public function runs a fused kernel with a handwritten backward pass where the tensor lives on the
 //! CPU backend, and [`composed`] from Burn's own operations elsewhere. Gradients flow to every tensor
-//! argument. Rows are `batch × time`, as in `[batch·time, width]`.
+//! argument. Rows are the positions of one or several sequences, one after the other.
 
+mod activation;
 mod attention;
 mod backend;
 pub mod composed;
-mod gate;
 mod linear;
 mod loss;
 mod norm;
@@ -18,9 +18,9 @@ use std::sync::Arc;
 use burn::backend::{Dispatch, DispatchDevice};
 use burn::tensor::{Device, Tensor};
 
-pub use attention::AttentionSpec;
-
-pub use rotary::{RotaryPairs, RotarySpec};
+pub use activation::Activation;
+pub use attention::{AttentionSpec, Span};
+pub use rotary::{RotaryPairs, RotarySpec, RotaryTable};
 
 use backend::FusedOps;
 
@@ -80,26 +80,53 @@ pub fn rms_norm(x: Tensor<2>, weight: Tensor<1>, eps: f64) -> Tensor<2> {
     ))
 }
 
-/// Rotary position embedding of every head of `x [batch·time, heads·d_head]` (arXiv 2104.09864).
+/// `w ∘ (x − mean(x)) / sqrt(var(x) + eps) + b`: `x [n, d]`, `weight [d]`, `bias [d]` → `[n, d]`, the variance that of
+/// all `d` numbers (arXiv 1607.06450).
 ///
 /// # Panics
-/// If the rows are not a multiple of `spec.time`, or the width not one of `spec.d_head`.
+/// If the widths differ.
+pub fn layer_norm(x: Tensor<2>, weight: Tensor<1>, bias: Tensor<1>, eps: f64) -> Tensor<2> {
+    assert!(
+        x.dims()[1] == weight.dims()[0] && weight.dims() == bias.dims(),
+        "layer_norm: widths of `x`, `weight` and `bias` differ"
+    );
+    if !is_fused(&x.device()) {
+        return composed::layer_norm(x, weight, bias, eps);
+    }
+    Tensor::from_dispatch(<Dispatch as FusedOps>::layer_norm(
+        x.into_dispatch(),
+        weight.into_dispatch(),
+        bias.into_dispatch(),
+        eps,
+    ))
+}
+
+/// Rotary position embedding of every head of `x [rows, heads·d_head]` (arXiv 2104.09864).
+///
+/// # Panics
+/// If there is not one position a row, the width is no multiple of `spec.d_head`, or a position is not in the table.
 pub fn rotary(x: Tensor<2>, spec: RotarySpec) -> Tensor<2> {
     let [rows, width] = x.dims();
     assert!(
-        rows.is_multiple_of(spec.time) && width.is_multiple_of(spec.d_head),
-        "rotary: {rows}×{width} does not divide into sequences of {} and heads of {}",
-        spec.time,
+        rows == spec.positions.len() && width.is_multiple_of(spec.d_head),
+        "rotary: {rows}×{width} does not fit {} positions and heads of {}",
+        spec.positions.len(),
         spec.d_head
     );
     assert!(
-        spec.rotary_dim <= spec.d_head && spec.rotary_dim.is_multiple_of(2),
-        "rotary: {} of {} coordinates cannot turn in pairs",
-        spec.rotary_dim,
+        spec.table.turning() <= spec.d_head,
+        "rotary: {} of {} coordinates cannot turn",
+        spec.table.turning(),
         spec.d_head
     );
+    let last = spec.positions.iter().max().copied().unwrap_or(0) as usize;
+    assert!(
+        last < spec.table.positions() || spec.table.turning() == 0,
+        "rotary: position {last} is not in a table of {}",
+        spec.table.positions()
+    );
     if !is_fused(&x.device()) {
-        return composed::rotary(x, spec);
+        return composed::rotary(x, &spec);
     }
     Tensor::from_dispatch(<Dispatch as FusedOps>::rotary(x.into_dispatch(), spec))
 }
@@ -115,23 +142,29 @@ fn assert_attention(q: [usize; 2], k: [usize; 2], v: [usize; 2], spec: &Attentio
         q[1] == spec.heads * spec.d_head && k == v && k[1] == spec.kv_heads * spec.d_head,
         "attention: widths of q {q:?}, k {k:?}, v {v:?} do not fit {spec:?}"
     );
+    let (queries, keys) = spec.rows();
     assert!(
-        q[0].is_multiple_of(spec.batch) && k[0].is_multiple_of(spec.batch) && q[0] <= k[0],
-        "attention: rows of q {q:?} and k {k:?} do not fit {} sequences",
-        spec.batch
+        q[0] == queries && k[0] == keys && spec.sequences.iter().all(|s| s.queries <= s.keys),
+        "attention: rows of q {q:?} and k {k:?} do not fit {:?}",
+        spec.sequences
+    );
+    assert!(
+        spec.window != Some(0),
+        "attention: a window of 0 sees nothing"
     );
 }
 
-/// Causal attention with grouped heads: `q [batch·t, heads·d_head]`, `k`, `v [batch·s, kv_heads·d_head]`
-/// → `[batch·t, heads·d_head]`. The queries are the last `t` of the `s` positions (so `t = 1` with a
-/// cache of keys).
+/// Causal attention with grouped heads: `q [Σ queries, heads·d_head]`, `k`, `v [Σ keys, kv_heads·d_head]`
+/// → `[Σ queries, heads·d_head]`. The sequences' rows follow one another and their lengths may differ, so a batch of
+/// different prompts needs no padding. The queries of a sequence are the last of its positions (one, with a cache of
+/// keys).
 ///
 /// # Panics
 /// If the shapes do not fit `spec`.
 pub fn attention(q: Tensor<2>, k: Tensor<2>, v: Tensor<2>, spec: AttentionSpec) -> Tensor<2> {
     assert_attention(q.dims(), k.dims(), v.dims(), &spec);
     if !is_fused(&q.device()) {
-        return composed::attention(q, k, v, spec);
+        return composed::attention(q, k, v, &spec);
     }
     Tensor::from_dispatch(<Dispatch as FusedOps>::attention(
         q.into_dispatch(),
@@ -141,18 +174,27 @@ pub fn attention(q: Tensor<2>, k: Tensor<2>, v: Tensor<2>, spec: AttentionSpec) 
     ))
 }
 
-/// `silu(gate) ∘ up`, both `[n, f]` (arXiv 2002.05202, equation 5).
+/// `f(x)` elementwise, `x [n, f]`.
+pub fn activate(x: Tensor<2>, kind: Activation) -> Tensor<2> {
+    if !is_fused(&x.device()) {
+        return composed::activate(x, kind);
+    }
+    Tensor::from_dispatch(<Dispatch as FusedOps>::activate(x.into_dispatch(), kind))
+}
+
+/// `f(gate) ∘ up`, both `[n, f]` (arXiv 2002.05202, equation 5).
 ///
 /// # Panics
 /// If the shapes differ.
-pub fn gated_silu(gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
-    assert_eq!(gate.dims(), up.dims(), "gated_silu: shapes differ");
+pub fn gated(gate: Tensor<2>, up: Tensor<2>, kind: Activation) -> Tensor<2> {
+    assert_eq!(gate.dims(), up.dims(), "gated: shapes differ");
     if !is_fused(&gate.device()) {
-        return composed::gated_silu(gate, up);
+        return composed::gated(gate, up, kind);
     }
-    Tensor::from_dispatch(<Dispatch as FusedOps>::gated_silu(
+    Tensor::from_dispatch(<Dispatch as FusedOps>::gated(
         gate.into_dispatch(),
         up.into_dispatch(),
+        kind,
     ))
 }
 

@@ -3,8 +3,8 @@
 //! Two families:
 //!
 //! - [`fused`]: the operations of a transformer block ([`fused::linear`], [`fused::rms_norm`],
-//!   [`fused::rotary`], [`fused::attention`], [`fused::gated_silu`], [`fused::cross_entropy`]) on Burn
-//!   tensors, with handwritten backward passes on the CPU backend; [`fused::composed`] is the same from
+//!   [`fused::layer_norm`], [`fused::rotary`], [`fused::attention`], [`fused::activate`], [`fused::gated`],
+//!   [`fused::cross_entropy`]) on Burn tensors, with handwritten backward passes on the CPU backend; [`fused::composed`] is the same from
 //!   Burn's own operations, for other devices and as the oracle of the tests.
 //! - [`sparse`]: the products of dictionary learning that touch active features only.
 //!

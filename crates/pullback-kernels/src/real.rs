@@ -31,6 +31,10 @@ pub trait Real:
     /// `e^self` in a form that vectorises; within 2 units in the last place.
     #[must_use]
     fn exp_vector(self) -> Self;
+
+    /// The normal distribution function `Φ(self)`, in a form that vectorises for `f32`.
+    #[must_use]
+    fn normal_cdf(self) -> Self;
 }
 
 impl Real for f32 {
@@ -71,6 +75,36 @@ impl Real for f32 {
             * Self::from_bits(((rest + 127) as u32) << 23);
         if self < -87.3 { 0.0 } else { scaled }
     }
+
+    /// `erfc(z) = t·P(t)·e^{-z²}` with `t = 1/(1 + pz)`, `z = |x|/√2`: the form of Abramowitz and Stegun, 7.1.26, with
+    /// a polynomial of degree 10 fitted to `erfcx` on `[0, 10]` (relative error 1e-9 before rounding). Within 2e-7.
+    #[inline(always)]
+    fn normal_cdf(self) -> Self {
+        const P: f32 = 0.470_47;
+        const COEFFICIENTS: [f32; 11] = [
+            0.265_438_169_240_951_54,
+            0.265_315_473_079_681_4,
+            0.237_649_440_765_380_86,
+            0.164_978_861_808_776_86,
+            0.160_163_566_470_146_18,
+            -0.183_202_072_978_019_71,
+            0.423_438_131_809_234_6,
+            -0.726_318_955_421_447_8,
+            0.588_494_539_260_864_3,
+            -0.233_432_933_688_163_76,
+            0.037_475_772_202_014_92,
+        ];
+        let z = self.abs() * std::f32::consts::FRAC_1_SQRT_2;
+        let t = (1.0 + P * z).recip();
+        let mut poly = COEFFICIENTS[10];
+        let mut i = 10;
+        while i > 0 {
+            i -= 1;
+            poly = poly * t + COEFFICIENTS[i];
+        }
+        let tail = 0.5 * t * poly * (-z * z).exp_vector();
+        if self > 0.0 { 1.0 - tail } else { tail }
+    }
 }
 
 impl Real for f64 {
@@ -87,6 +121,11 @@ impl Real for f64 {
     #[inline(always)]
     fn exp_vector(self) -> Self {
         self.exp()
+    }
+
+    #[inline(always)]
+    fn normal_cdf(self) -> Self {
+        0.5 * libm::erfc(-self * std::f64::consts::FRAC_1_SQRT_2)
     }
 }
 
@@ -105,6 +144,26 @@ mod tests {
         }
         // A unit in the last place is between one and two of these units.
         assert!(worst <= 4.0, "{worst}");
+    }
+
+    #[test]
+    fn the_normal_distribution_function_is_right_in_single_precision() {
+        let (mut worst, mut worst_relative) = (0.0_f64, 0.0_f64);
+        for step in -120_000..=120_000 {
+            let x = step as f32 * 1e-4;
+            let exact = f64::from(x).normal_cdf();
+            let off = (f64::from(x.normal_cdf()) - exact).abs();
+            worst = worst.max(off);
+            if x > -4.0 {
+                worst_relative = worst_relative.max(off / exact);
+            }
+        }
+        assert!(
+            worst < 2e-7 && worst_relative < 2e-6,
+            "{worst} {worst_relative}"
+        );
+        assert_eq!(f64::normal_cdf(0.0), 0.5);
+        assert!((f64::normal_cdf(1.959_963_984_540_054) - 0.975).abs() < 1e-15);
     }
 
     #[test]

@@ -7,8 +7,8 @@
 //! A file is mapped into memory and its header is read once. Every number in it is checked against the length of the
 //! file before anything is allocated or multiplied by it, so that a damaged file costs one error and no memory.
 
+pub(crate) mod config;
 mod dequantize;
-mod llama;
 mod reader;
 mod tensor_type;
 mod value;

@@ -1,5 +1,8 @@
 //! Models in the Hugging Face layout: `config.json` and `model.safetensors`, whole or in shards.
 
+mod config;
+mod fields;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path, PathBuf};
 
@@ -9,246 +12,21 @@ use pullback_artifact::sha256_bytes;
 use safetensors::tensor::{Dtype, Metadata, SafeTensors};
 use serde_json::Value;
 
-use crate::config::{ModelConfig, Rotary, SizeKeys};
 use crate::error::ModelError;
-use crate::weights::{TensorDescription, WeightName};
+use crate::files::TensorDescription;
+
+pub(crate) use config::read_config;
 
 /// Bytes before the JSON header of a safetensors file: its length.
 const LENGTH_BYTES: usize = 8;
 /// The element types that are converted to `f32`.
 const SUPPORTED_TYPES: &str = "F32, F16, BF16, F64";
 
-const KEYS: SizeKeys = SizeKeys {
-    n_layers: "num_hidden_layers",
-    d_model: "hidden_size",
-    d_mlp: "intermediate_size",
-    n_heads: "num_attention_heads",
-    n_kv_heads: "num_key_value_heads",
-    d_head: "head_dim",
-    d_vocab: "vocab_size",
-    n_ctx: "max_position_embeddings",
-    rope_dim: "head_dim",
-    rope_base: "rope_theta",
-    norm_eps: "rms_norm_eps",
-};
-
-/// Reads and checks the `config.json` of a directory.
-///
-/// # Errors
-/// When it is missing or not JSON, the architecture or one of its settings is not supported, or a value is absurd.
-pub(crate) fn read_config(directory: &Path) -> Result<ModelConfig, ModelError> {
-    let path = directory.join("config.json");
-    let json = read_json(&path)?;
-    let fields = Fields {
-        path: &path,
-        json: &json,
-    };
-    let architectures = json
-        .get("architectures")
-        .and_then(Value::as_array)
-        .map(Vec::as_slice)
-        .unwrap_or_default();
-    let model_type = fields.text("model_type")?.unwrap_or_default();
-    let architecture = architectures
-        .first()
-        .and_then(Value::as_str)
-        .unwrap_or(model_type);
-    if model_type != "llama" || !(architecture == "LlamaForCausalLM" || architecture == "llama") {
-        let found = if architecture.is_empty() {
-            "none named"
-        } else {
-            architecture
-        };
-        return Err(ModelError::UnsupportedArchitecture {
-            path: path.clone(),
-            found: found.to_owned(),
-            supported: "LlamaForCausalLM".into(),
-        });
-    }
-    refuse_variants(&fields)?;
-
-    let d_model = fields.required(KEYS.d_model)?;
-    let n_heads = fields.required(KEYS.n_heads)?;
-    let d_head = match fields.size(KEYS.d_head)? {
-        Some(d_head) => d_head,
-        None if n_heads > 0 && d_model.is_multiple_of(n_heads) => d_model / n_heads,
-        None => {
-            return Err(ModelError::malformed(
-                &path,
-                KEYS.n_heads,
-                format!("{n_heads} does not divide {d_model} of {}", KEYS.d_model),
-            ));
-        }
-    };
-    let rope = rope_parameters(&json);
-    let rope_base = match fields.number(KEYS.rope_base)? {
-        Some(base) => base,
-        None => match rope {
-            Some(rope) => Fields {
-                path: &path,
-                json: rope,
-            }
-            .number(KEYS.rope_base)?
-            .unwrap_or(10_000.0),
-            None => 10_000.0,
-        },
-    };
-    let config = ModelConfig {
-        name: directory_name(directory),
-        architecture: "llama".into(),
-        n_layers: fields.required(KEYS.n_layers)?,
-        d_model,
-        d_mlp: fields.required(KEYS.d_mlp)?,
-        n_heads,
-        n_kv_heads: fields.size(KEYS.n_kv_heads)?.unwrap_or(n_heads),
-        d_head,
-        d_vocab: fields.required(KEYS.d_vocab)?,
-        n_ctx: fields.size(KEYS.n_ctx)?.unwrap_or(2048),
-        rope_base: rope_base as f32,
-        rope_dim: d_head,
-        rotary: Rotary::HalfSplit,
-        norm_eps: fields.number(KEYS.norm_eps)?.unwrap_or(1e-6) as f32,
-        tied_embedding: fields.flag("tie_word_embeddings")?.unwrap_or(false),
-    };
-    config.check(&path, &KEYS)?;
-    Ok(config)
-}
-
-/// The settings of the rotary embedding: `rope_parameters` in files of transformers 5, `rope_scaling` before.
-fn rope_parameters(json: &Value) -> Option<&Value> {
-    ["rope_parameters", "rope_scaling"]
-        .iter()
-        .find_map(|key| json.get(key).filter(|value| !value.is_null()))
-}
-
-/// Settings that change the computation in ways that are not implemented.
-fn refuse_variants(fields: &Fields<'_>) -> Result<(), ModelError> {
-    let refuse =
-        |key: &str, problem: String| Err(ModelError::unsupported(fields.path, key, problem));
-    let activation = fields.text("hidden_act")?.unwrap_or("silu");
-    if activation != "silu" {
-        return refuse(
-            "hidden_act",
-            format!("activation \"{activation}\" is not supported (supported: silu)"),
-        );
-    }
-    for key in ["attention_bias", "mlp_bias"] {
-        if fields.flag(key)? == Some(true) {
-            return refuse(
-                key,
-                "bias terms are not supported (supported: false)".into(),
-            );
-        }
-    }
-    if let Some(value) = fields.json.get("quantization_config")
-        && !value.is_null()
-    {
-        return refuse(
-            "quantization_config",
-            "quantised checkpoints are not supported in this layout (use GGUF, or safetensors in F32, F16 or BF16)".into(),
-        );
-    }
-    for key in ["rope_parameters", "rope_scaling"] {
-        let Some(rope) = fields.json.get(key).filter(|value| !value.is_null()) else {
-            continue;
-        };
-        let rope_fields = Fields {
-            path: fields.path,
-            json: rope,
-        };
-        let kind = match rope_fields.text("rope_type")? {
-            Some(kind) => kind,
-            None => rope_fields.text("type")?.unwrap_or("default"),
-        };
-        if kind != "default" {
-            return refuse(
-                key,
-                format!("rotary scaling \"{kind}\" is not supported (supported: default)"),
-            );
-        }
-        if rope_fields
-            .number("partial_rotary_factor")?
-            .is_some_and(|factor| (factor - 1.0).abs() > f64::EPSILON)
-        {
-            return refuse(
-                key,
-                "a rotary embedding of part of each head is not supported".into(),
-            );
-        }
-    }
-    if fields
-        .number("partial_rotary_factor")?
-        .is_some_and(|factor| (factor - 1.0).abs() > f64::EPSILON)
-    {
-        return refuse(
-            "partial_rotary_factor",
-            "a rotary embedding of part of each head is not supported".into(),
-        );
-    }
-    Ok(())
-}
-
-fn directory_name(directory: &Path) -> String {
-    let full = std::fs::canonicalize(directory).unwrap_or_else(|_| directory.to_owned());
-    full.file_name()
-        .unwrap_or_default()
-        .to_string_lossy()
-        .into_owned()
-}
-
 /// Reads a JSON file.
 pub(crate) fn read_json(path: &Path) -> Result<Value, ModelError> {
     let text = std::fs::read_to_string(path).map_err(|source| ModelError::io(path, source))?;
     serde_json::from_str(&text)
         .map_err(|error| ModelError::malformed(path, "JSON", error.to_string()))
-}
-
-/// Typed access to a JSON object; `null` counts as absent.
-struct Fields<'a> {
-    path: &'a Path,
-    json: &'a Value,
-}
-
-impl<'a> Fields<'a> {
-    fn typed<T>(
-        &self,
-        key: &str,
-        wanted: &str,
-        convert: impl FnOnce(&'a Value) -> Option<T>,
-    ) -> Result<Option<T>, ModelError> {
-        match self.json.get(key) {
-            None | Some(Value::Null) => Ok(None),
-            Some(value) => convert(value).map(Some).ok_or_else(|| {
-                let found: String = value.to_string().chars().take(60).collect();
-                ModelError::malformed(self.path, key, format!("expected {wanted}, found {found}"))
-            }),
-        }
-    }
-
-    fn size(&self, key: &str) -> Result<Option<usize>, ModelError> {
-        self.typed(key, "an integer that is not negative", |value| {
-            value
-                .as_u64()
-                .map(|n| usize::try_from(n).unwrap_or(usize::MAX))
-        })
-    }
-
-    fn required(&self, key: &str) -> Result<usize, ModelError> {
-        self.size(key)?
-            .ok_or_else(|| ModelError::malformed(self.path, key, "this key is missing"))
-    }
-
-    fn number(&self, key: &str) -> Result<Option<f64>, ModelError> {
-        self.typed(key, "a number", Value::as_f64)
-    }
-
-    fn flag(&self, key: &str) -> Result<Option<bool>, ModelError> {
-        self.typed(key, "true or false", Value::as_bool)
-    }
-
-    fn text(&self, key: &str) -> Result<Option<&'a str>, ModelError> {
-        self.typed(key, "a string", Value::as_str)
-    }
 }
 
 /// The safetensors files of a model.
@@ -268,13 +46,11 @@ struct Shard {
 }
 
 impl HuggingFaceFiles {
-    /// Maps `model.safetensors`, or the shards that `model.safetensors.index.json` lists, and checks their tensors
-    /// against a configuration.
+    /// Maps `model.safetensors`, or the shards that `model.safetensors.index.json` lists.
     ///
     /// # Errors
-    /// When a file is missing, cut short or malformed, or a tensor is missing, not expected, or of the wrong shape or
-    /// type.
-    pub(crate) fn open(directory: &Path, config: &ModelConfig) -> Result<Self, ModelError> {
+    /// When a file is missing, cut short or malformed, or a tensor that the index lists is missing.
+    pub(crate) fn open(directory: &Path) -> Result<Self, ModelError> {
         let index = directory.join("model.safetensors.index.json");
         let whole = directory.join("model.safetensors");
         let (names, placed) = if whole.is_file() || !index.is_file() {
@@ -324,71 +100,14 @@ impl HuggingFaceFiles {
                 tensor: tensor.clone(),
             });
         }
-        let files = Self {
+        Ok(Self {
             directory: directory.to_owned(),
             shards,
             tensors,
-        };
-        files.check(config)?;
-        Ok(files)
+        })
     }
 
-    fn check(&self, config: &ModelConfig) -> Result<(), ModelError> {
-        let mut expected = BTreeSet::new();
-        for weight in WeightName::all(config) {
-            let mut tensor = weight.in_huggingface();
-            if config.tied_embedding && matches!(weight, WeightName::Embed | WeightName::Unembed) {
-                // The one matrix may be stored under either name, or under both.
-                expected.insert(tensor);
-                if weight == WeightName::Unembed {
-                    continue;
-                }
-                tensor = self.embedding();
-            }
-            let Some(found) = self.describe(&tensor) else {
-                return Err(ModelError::MissingTensor {
-                    path: self.directory.clone(),
-                    tensor,
-                });
-            };
-            let shape = weight.shape(config);
-            if found.shape != shape {
-                return Err(ModelError::Shape {
-                    path: self.directory.clone(),
-                    tensor,
-                    found: found.shape,
-                    expected: shape,
-                });
-            }
-            self.check_type(&tensor)?;
-            expected.insert(tensor);
-        }
-        // Old checkpoints hold the frequencies of the rotary embedding, which follow from the configuration.
-        let extra = self
-            .tensors
-            .keys()
-            .find(|name| !expected.contains(*name) && !name.ends_with(".rotary_emb.inv_freq"));
-        match extra {
-            None => Ok(()),
-            Some(name) => Err(ModelError::unsupported(
-                &self.directory,
-                format!("tensor {name}"),
-                "LlamaForCausalLM as implemented here has no place for it, so running without it would give wrong \
-                 numbers",
-            )),
-        }
-    }
-
-    /// The name of the embedding in these files: that of the output matrix where only this is stored.
-    pub(crate) fn embedding(&self) -> String {
-        [WeightName::Embed, WeightName::Unembed]
-            .map(WeightName::in_huggingface)
-            .into_iter()
-            .find(|name| self.tensors.contains_key(name))
-            .unwrap_or_else(|| WeightName::Embed.in_huggingface())
-    }
-
-    fn check_type(&self, name: &str) -> Result<(), ModelError> {
+    pub(crate) fn check_type(&self, name: &str) -> Result<(), ModelError> {
         match self.find(name) {
             Some((_, info))
                 if !matches!(

@@ -5,26 +5,36 @@
 //! - [`Model`]: the weights as tensors. [`Model::run`] runs any slice of layers with [`Intervention`]s and
 //!   recordings at [`Site`]s, differentiably; [`Model::generate`] makes text.
 
+mod block;
+mod cache;
 mod chat;
 mod config;
 mod error;
+mod family;
+mod files;
+mod flow;
 mod generate;
 pub mod gguf;
 mod huggingface;
 mod intervention;
 mod model;
+mod pass;
 mod run;
 mod site;
 mod tokenizer;
 mod weights;
 
+pub use cache::KeyValueCache;
 pub use chat::{ChatTemplate, Message};
-pub use config::{ModelConfig, Rotary};
+pub use config::{ModelConfig, Norm, RopeScaling, Rotary, RotaryConfig};
 pub use error::ModelError;
+pub use files::{ModelFiles, TensorDescription};
 pub use generate::{GenerateOptions, NextToken, Sampling};
-pub use intervention::{AddVector, Edit, Intervention, Rows, Zero};
+pub use intervention::{
+    AddVector, Edit, Intervention, Positions, ProjectOut, Replace, Rows, Scale, Zero,
+};
 pub use model::Model;
-pub use run::{Input, KeyValueCache, RunOptions, RunOutput};
+pub use run::{ForwardMode, Input, RunOptions, RunOutput};
 pub use site::{Place, Site, SiteError};
 pub use tokenizer::{DecodeStream, Tokenizer};
-pub use weights::{ModelFiles, TensorDescription, WeightName};
+pub use weights::WeightName;

@@ -1,27 +1,81 @@
 //! A loaded model: configuration, weights as tensors, tokenizer, chat template.
 
 use std::path::Path;
+use std::sync::{Arc, Mutex};
 
-use burn::tensor::{DType, Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use pullback_kernels::fused::{RotaryTable, linear};
 
 use crate::chat::ChatTemplate;
 use crate::config::ModelConfig;
 use crate::error::ModelError;
+use crate::files::ModelFiles;
 use crate::tokenizer::Tokenizer;
-use crate::weights::{ModelFiles, WeightName};
+use crate::weights::WeightName;
 
-/// Weights of one block; matrices are `[out, in]`.
+/// A weight matrix `[out, in]`.
+#[derive(Clone, Debug)]
+pub(crate) enum Matrix {
+    /// In the element type of the model.
+    Dense(Tensor<2>),
+}
+
+impl Matrix {
+    /// `x Wᵀ`.
+    pub(crate) fn apply(&self, x: Tensor<2>) -> Tensor<2> {
+        match self {
+            Self::Dense(weight) => linear(x, weight.clone()),
+        }
+    }
+
+    /// The whole matrix as a tensor.
+    pub(crate) fn dense(&self) -> Tensor<2> {
+        match self {
+            Self::Dense(weight) => weight.clone(),
+        }
+    }
+
+    fn rows(&self, ids: &[u32], device: &Device) -> Tensor<2> {
+        match self {
+            Self::Dense(weight) => {
+                let ids: Vec<i64> = ids.iter().map(|&id| i64::from(id)).collect();
+                let count = ids.len();
+                let ids = Tensor::<1, Int>::from_data(TensorData::new(ids, [count]), device);
+                weight.clone().select(0, ids)
+            }
+        }
+    }
+}
+
+/// A matrix and the bias that is added to its products.
+#[derive(Clone, Debug)]
+pub(crate) struct Affine {
+    pub(crate) weight: Matrix,
+    pub(crate) bias: Option<Tensor<1>>,
+}
+
+/// Gain and bias of a norm.
+#[derive(Clone, Debug)]
+pub(crate) struct NormWeights {
+    pub(crate) gain: Tensor<1>,
+    pub(crate) bias: Option<Tensor<1>>,
+}
+
+/// Weights of one block.
 #[derive(Clone, Debug)]
 pub(crate) struct Block {
-    pub(crate) attn_norm: Tensor<1>,
-    pub(crate) q: Tensor<2>,
-    pub(crate) k: Tensor<2>,
-    pub(crate) v: Tensor<2>,
-    pub(crate) o: Tensor<2>,
-    pub(crate) mlp_norm: Tensor<1>,
-    pub(crate) gate: Tensor<2>,
-    pub(crate) up: Tensor<2>,
-    pub(crate) down: Tensor<2>,
+    pub(crate) attn_norm: NormWeights,
+    pub(crate) q: Affine,
+    pub(crate) k: Affine,
+    pub(crate) v: Affine,
+    pub(crate) qk_norms: Option<(NormWeights, NormWeights)>,
+    pub(crate) o: Affine,
+    pub(crate) attn_post_norm: Option<NormWeights>,
+    pub(crate) mlp_norm: NormWeights,
+    pub(crate) gate: Option<Affine>,
+    pub(crate) up: Affine,
+    pub(crate) down: Affine,
+    pub(crate) mlp_post_norm: Option<NormWeights>,
 }
 
 /// A decoder-only language model, ready to run.
@@ -29,10 +83,93 @@ pub(crate) struct Block {
 pub struct Model {
     files: ModelFiles,
     device: Device,
-    embed: Tensor<2>,
-    unembed: Tensor<2>,
-    final_gain: Tensor<1>,
+    dtype: DType,
+    embed: Matrix,
+    positions: Option<Tensor<2>>,
+    unembed: Matrix,
+    final_norm: NormWeights,
     blocks: Vec<Block>,
+    /// Angles of the rotary embedding, of blocks without and with a window, for as many positions as were needed.
+    angles: Mutex<[Option<Arc<RotaryTable>>; 2]>,
+}
+
+/// Reads weights into tensors.
+struct Loader<'a> {
+    files: &'a ModelFiles,
+    device: &'a Device,
+    dtype: DType,
+}
+
+impl Loader<'_> {
+    fn data(&self, name: WeightName) -> Result<TensorData, ModelError> {
+        Ok(TensorData::new(
+            self.files.weight(name)?,
+            name.shape(&self.files.config),
+        ))
+    }
+
+    fn vector(&self, name: WeightName) -> Result<Tensor<1>, ModelError> {
+        Ok(Tensor::from_data(
+            self.data(name)?,
+            (self.device, self.dtype),
+        ))
+    }
+
+    fn optional(&self, name: WeightName) -> Result<Option<Tensor<1>>, ModelError> {
+        name.exists(&self.files.config)
+            .then(|| self.vector(name))
+            .transpose()
+    }
+
+    fn matrix(&self, name: WeightName) -> Result<Matrix, ModelError> {
+        let dense = Tensor::from_data(self.data(name)?, (self.device, self.dtype));
+        Ok(Matrix::Dense(dense))
+    }
+
+    fn affine(&self, weight: WeightName, bias: WeightName) -> Result<Affine, ModelError> {
+        Ok(Affine {
+            weight: self.matrix(weight)?,
+            bias: self.optional(bias)?,
+        })
+    }
+
+    fn norm(&self, gain: WeightName, bias: Option<WeightName>) -> Result<NormWeights, ModelError> {
+        Ok(NormWeights {
+            gain: self.vector(gain)?,
+            bias: match bias {
+                Some(bias) => self.optional(bias)?,
+                None => None,
+            },
+        })
+    }
+
+    fn block(&self, l: usize) -> Result<Block, ModelError> {
+        use WeightName as W;
+        let config = &self.files.config;
+        let post = |name| config.post_norms.then(|| self.norm(name, None)).transpose();
+        Ok(Block {
+            attn_norm: self.norm(W::AttnNorm(l), Some(W::AttnNormBias(l)))?,
+            q: self.affine(W::Q(l), W::QBias(l))?,
+            k: self.affine(W::K(l), W::KBias(l))?,
+            v: self.affine(W::V(l), W::VBias(l))?,
+            qk_norms: if config.qk_norms {
+                Some((self.norm(W::QNorm(l), None)?, self.norm(W::KNorm(l), None)?))
+            } else {
+                None
+            },
+            o: self.affine(W::O(l), W::OBias(l))?,
+            attn_post_norm: post(W::AttnPostNorm(l))?,
+            mlp_norm: self.norm(W::MlpNorm(l), Some(W::MlpNormBias(l)))?,
+            gate: if config.gated_mlp {
+                Some(self.affine(W::Gate(l), W::GateBias(l))?)
+            } else {
+                None
+            },
+            up: self.affine(W::Up(l), W::UpBias(l))?,
+            down: self.affine(W::Down(l), W::DownBias(l))?,
+            mlp_post_norm: post(W::MlpPostNorm(l))?,
+        })
+    }
 }
 
 impl Model {
@@ -47,51 +184,42 @@ impl Model {
     /// Loads from opened files in `f32`, or in `f64` for checks of gradients.
     ///
     /// # Errors
-    /// A weight is missing or has the wrong shape.
+    /// A weight cannot be read.
     pub fn from_files(
         files: ModelFiles,
         device: &Device,
         dtype: DType,
     ) -> Result<Self, ModelError> {
-        let config = files.config.clone();
-        let load = |name: WeightName| -> Result<TensorData, ModelError> {
-            Ok(TensorData::new(files.weight(name)?, name.shape(&config)))
+        let loader = Loader {
+            files: &files,
+            device,
+            dtype,
         };
-        let vector = |name| -> Result<Tensor<1>, ModelError> {
-            Ok(Tensor::from_data(load(name)?, (device, dtype)))
+        let embed = loader.matrix(WeightName::Embed)?;
+        let positions = if files.config.rotary.is_none() {
+            Some(loader.matrix(WeightName::Positions)?.dense())
+        } else {
+            None
         };
-        let matrix = |name| -> Result<Tensor<2>, ModelError> {
-            Ok(Tensor::from_data(load(name)?, (device, dtype)))
-        };
-        let embed = matrix(WeightName::Embed)?;
-        let unembed = if config.tied_embedding {
+        let unembed = if files.config.tied_embedding {
             embed.clone()
         } else {
-            matrix(WeightName::Unembed)?
+            loader.matrix(WeightName::Unembed)?
         };
-        let blocks = (0..config.n_layers)
-            .map(|layer| {
-                Ok(Block {
-                    attn_norm: vector(WeightName::AttnNorm(layer))?,
-                    q: matrix(WeightName::Q(layer))?,
-                    k: matrix(WeightName::K(layer))?,
-                    v: matrix(WeightName::V(layer))?,
-                    o: matrix(WeightName::O(layer))?,
-                    mlp_norm: vector(WeightName::MlpNorm(layer))?,
-                    gate: matrix(WeightName::Gate(layer))?,
-                    up: matrix(WeightName::Up(layer))?,
-                    down: matrix(WeightName::Down(layer))?,
-                })
-            })
+        let blocks = (0..files.config.n_layers)
+            .map(|layer| loader.block(layer))
             .collect::<Result<Vec<_>, ModelError>>()?;
-        let final_gain = vector(WeightName::FinalNorm)?;
+        let final_norm = loader.norm(WeightName::FinalNorm, Some(WeightName::FinalNormBias))?;
         Ok(Self {
             files,
             device: device.clone(),
+            dtype,
             embed,
+            positions,
             unembed,
-            final_gain,
+            final_norm,
             blocks,
+            angles: Mutex::new([None, None]),
         })
     }
 
@@ -128,22 +256,80 @@ impl Model {
         &self.device
     }
 
-    /// The token embedding `[d_vocab, d_model]`.
-    pub fn embedding(&self) -> &Tensor<2> {
-        &self.embed
+    /// Element type in which the model runs.
+    pub fn dtype(&self) -> DType {
+        self.dtype
     }
 
-    /// The output matrix `[d_vocab, d_model]`.
-    pub fn unembedding(&self) -> &Tensor<2> {
-        &self.unembed
+    /// The token embedding `[d_vocab, d_model]`, before any scaling, made anew where the weights stay as stored.
+    pub fn embedding(&self) -> Tensor<2> {
+        self.embed.dense()
+    }
+
+    /// The output matrix `[d_vocab, d_model]`, made anew where the weights stay as stored.
+    pub fn unembedding(&self) -> Tensor<2> {
+        self.unembed.dense()
+    }
+
+    /// `x Wᵀ` with the output matrix: `[n, d_model]` → `[n, d_vocab]`, no norm before it and no cap after it.
+    pub fn unembed(&self, x: Tensor<2>) -> Tensor<2> {
+        self.unembed.apply(x)
     }
 
     /// Gains of the final norm `[d_model]`.
     pub fn final_gain(&self) -> &Tensor<1> {
-        &self.final_gain
+        &self.final_norm.gain
     }
 
     pub(crate) fn blocks(&self) -> &[Block] {
         &self.blocks
+    }
+
+    pub(crate) fn final_norm_weights(&self) -> &NormWeights {
+        &self.final_norm
+    }
+
+    pub(crate) fn output_matrix(&self) -> &Matrix {
+        &self.unembed
+    }
+
+    /// Rows of the embedding, scaled where the model scales them: `[ids, d_model]`.
+    pub(crate) fn embed_rows(&self, ids: &[u32]) -> Tensor<2> {
+        let rows = self.embed.rows(ids, &self.device);
+        match self.config().embed_scale {
+            Some(scale) => rows * scale,
+            None => rows,
+        }
+    }
+
+    /// The learned vectors of positions, where the model has them: `[positions, d_model]`.
+    pub(crate) fn position_rows(&self, positions: &[u32]) -> Option<Tensor<2>> {
+        let table = Matrix::Dense(self.positions.clone()?);
+        Some(table.rows(positions, &self.device))
+    }
+
+    /// The angles of at least so many positions, for blocks without or with a window.
+    pub(crate) fn angles(&self, positions: usize, local: bool) -> Option<Arc<RotaryTable>> {
+        let rotary = self.config().rotary.as_ref()?;
+        let local = local && rotary.local_base.is_some();
+        // A thread that panicked here left a whole table or none.
+        let mut tables = self
+            .angles
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let slot = &mut tables[usize::from(local)];
+        if let Some(table) = slot
+            && table.positions() >= positions
+        {
+            return Some(Arc::clone(table));
+        }
+        // Doubling, so that generation makes few tables.
+        let size = positions
+            .next_power_of_two()
+            .max(128)
+            .min(self.config().n_ctx.max(positions));
+        let table = Arc::new(RotaryTable::new(size, &rotary.frequencies(local), 1.0));
+        *slot = Some(Arc::clone(&table));
+        Some(table)
     }
 }

@@ -1,44 +1,82 @@
-//! Running a model: any slice of its layers, from tokens or from a residual stream, with interventions and
-//! recordings.
+//! Running a model: any slice of its layers, from tokens or from a residual stream, with interventions, recordings and
+//! derivatives in both directions.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use burn::tensor::{DType, Device, Int, Tensor, TensorData};
-use pullback_kernels::fused::{
-    AttentionSpec, RotaryPairs, RotarySpec, attention, cross_entropy, gated_silu, linear, rms_norm,
-    rotary,
-};
+use burn::tensor::{Device, Tensor};
+use pullback_kernels::fused::{composed, cross_entropy};
 
-use crate::config::{ModelConfig, Rotary};
+use crate::block::{BlockRun, normalised};
+use crate::cache::KeyValueCache;
+use crate::config::Norm;
 use crate::error::ModelError;
-use crate::intervention::{Intervention, Rows};
-use crate::model::{Block, Model};
+use crate::flow::Flow;
+use crate::intervention::{Edit, Intervention, Rows};
+use crate::model::{Matrix, Model};
+use crate::pass::{Direction, Halt, Pass};
 use crate::site::{Place, Site, SiteError};
 
-/// What a run starts from.
+/// What a run starts from. Sequences of a batch may differ in length: their rows follow one another and no padding
+/// stands between them, so each is computed as it would be alone.
 #[expect(
     clippy::large_enum_variant,
     reason = "made once a run, and both variants own large memory"
 )]
 #[derive(Clone, Debug)]
 pub enum Input {
-    /// Token ids of `batch` sequences of one length, one after the other.
+    /// Token ids.
     Tokens {
-        /// The ids, `batch × time`.
+        /// The ids of all sequences, one after the other.
         ids: Vec<u32>,
-        /// Number of sequences.
-        batch: usize,
+        /// The length of each sequence.
+        lengths: Vec<usize>,
     },
-    /// A residual stream as it enters block `layer`: `[batch·time, d_model]`.
+    /// A residual stream as it enters block `layer`: `[rows, d_model]`.
     Residual {
         /// The stream.
         stream: Tensor<2>,
-        /// Number of sequences.
-        batch: usize,
+        /// The length of each sequence.
+        lengths: Vec<usize>,
         /// The block that reads it; `n_layers` for the final norm.
         layer: usize,
     },
+}
+
+impl Input {
+    /// The tokens of one sequence.
+    pub fn tokens(ids: &[u32]) -> Self {
+        Self::batch(&[ids])
+    }
+
+    /// The tokens of several sequences, whose lengths may differ.
+    pub fn batch(sequences: &[&[u32]]) -> Self {
+        Self::Tokens {
+            ids: sequences.concat(),
+            lengths: sequences.iter().map(|ids| ids.len()).collect(),
+        }
+    }
+
+    /// The tokens of `batch` sequences of one length; a remainder is refused by the run.
+    pub fn uniform(ids: Vec<u32>, batch: usize) -> Self {
+        let lengths = even(ids.len(), batch);
+        Self::Tokens { ids, lengths }
+    }
+
+    /// The residual stream of `batch` sequences of one length as it enters block `layer`.
+    pub fn residual(stream: Tensor<2>, batch: usize, layer: usize) -> Self {
+        let lengths = even(stream.dims()[0], batch);
+        Self::Residual {
+            stream,
+            lengths,
+            layer,
+        }
+    }
+}
+
+/// `total` rows as `batch` sequences of one length; what does not fit makes the lengths not add up.
+fn even(total: usize, batch: usize) -> Vec<usize> {
+    vec![total.checked_div(batch).unwrap_or(0); batch]
 }
 
 /// What a run does beside computing.
@@ -59,9 +97,9 @@ pub struct RunOptions<'a> {
 #[derive(Debug)]
 pub struct RunOutput {
     /// The residual stream where the run stopped; after the final norm when it ran to the end.
-    /// `[batch·time, d_model]`.
+    /// `[rows, d_model]`.
     pub stream: Tensor<2>,
-    /// Recorded activations, `[batch·time, width of the site]`.
+    /// Recorded activations, `[rows, width of the site]`.
     pub recorded: HashMap<Site, Tensor<2>>,
 }
 
@@ -71,103 +109,240 @@ impl RunOutput {
     /// # Errors
     /// The site was not asked for.
     pub fn take(&mut self, site: Site) -> Result<Tensor<2>, ModelError> {
-        self.recorded.remove(&site).ok_or_else(|| {
-            SiteError::NotReached {
-                site,
-                reached: "it was not among the sites to record".to_owned(),
-            }
-            .into()
-        })
+        take(&mut self.recorded, site)
     }
 }
 
-/// Keys (after the rotary embedding) and values of the positions seen so far, one pair a block.
-#[derive(Clone, Debug, Default)]
-pub struct KeyValueCache {
-    blocks: Vec<Option<(Tensor<2>, Tensor<2>)>>,
-    length: usize,
-}
-
-impl KeyValueCache {
-    /// An empty cache, for one sequence.
-    pub fn new(n_layers: usize) -> Self {
-        Self {
-            blocks: vec![None; n_layers],
-            length: 0,
+fn take(recorded: &mut HashMap<Site, Tensor<2>>, site: Site) -> Result<Tensor<2>, ModelError> {
+    recorded.remove(&site).ok_or_else(|| {
+        SiteError::NotReached {
+            site,
+            reached: "it was not among the sites to record".to_owned(),
         }
-    }
+        .into()
+    })
+}
 
-    /// Positions it holds.
-    pub fn len(&self) -> usize {
-        self.length
-    }
+/// What a run in forward mode returns: activations and their derivatives in the direction.
+#[derive(Debug)]
+pub struct ForwardMode {
+    /// Activations at the recorded sites, `[rows, width of the site]`.
+    pub recorded: HashMap<Site, Tensor<2>>,
+    /// Their derivatives `J·v`, of the same shapes.
+    pub tangents: HashMap<Site, Tensor<2>>,
+}
 
-    /// Whether it holds none.
-    pub fn is_empty(&self) -> bool {
-        self.length == 0
+impl ForwardMode {
+    /// Takes the derivative at a recorded site.
+    ///
+    /// # Errors
+    /// The site was not asked for.
+    pub fn take(&mut self, site: Site) -> Result<Tensor<2>, ModelError> {
+        take(&mut self.tangents, site)
     }
 }
 
-/// One pass's bookkeeping.
-struct Pass<'a> {
-    rows: Rows,
-    interventions: &'a [Intervention],
-    record: &'a [Site],
-    recorded: HashMap<Site, Tensor<2>>,
+/// Which rows a run makes logits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LogitRows {
+    /// All, if someone wants them.
+    Wanted,
+    /// The last of each sequence that has any.
+    Last,
 }
 
-impl Pass<'_> {
-    /// Lets interventions and recordings at a site have the activation.
-    fn tap(&mut self, layer: usize, place: Place, mut x: Tensor<2>) -> Tensor<2> {
-        let site = Site::at(layer, place);
-        for intervention in self.interventions.iter().filter(|i| i.site() == site) {
-            x = intervention.apply(x, &self.rows);
-        }
-        if self.record.contains(&site) {
-            self.recorded.insert(site, x.clone());
-        }
-        x
-    }
+/// What a pass through the model leaves.
+pub(crate) struct PassOutput {
+    pub(crate) stream: Option<Tensor<2>>,
+    pub(crate) logits: Option<Tensor<2>>,
+    pub(crate) recorded: HashMap<Site, Tensor<2>>,
+    tangents: HashMap<Site, Tensor<2>>,
 }
+
+/// How a pass is made.
+#[derive(Clone, Copy)]
+pub(crate) struct PassOptions<'a> {
+    pub(crate) direction: Option<&'a Direction>,
+    pub(crate) only_record: bool,
+    pub(crate) logits: LogitRows,
+    /// Whether an intervention without a row to act on is an error; a step of generation sees few positions.
+    pub(crate) all_act: bool,
+}
+
+const WHOLE: PassOptions<'static> = PassOptions {
+    direction: None,
+    only_record: false,
+    logits: LogitRows::Wanted,
+    all_act: true,
+};
 
 impl Model {
     /// Runs the model.
     ///
     /// # Errors
-    /// The input is empty, ragged or longer than the context; a token is not in the vocabulary; a site does
-    /// not exist or is not reached by this run.
+    /// The input is empty, ragged or longer than the context; a token is not in the vocabulary; a site does not exist
+    /// or is not reached by this run; an intervention has nothing to act on.
     pub fn run(&self, input: Input, options: &RunOptions<'_>) -> Result<RunOutput, ModelError> {
-        self.run_from(input, options, None)
+        let out = self.pass(input, options, None, WHOLE)?;
+        Ok(RunOutput {
+            stream: whole_stream(out.stream)?,
+            recorded: out.recorded,
+        })
+    }
+
+    /// Records activations and computes no more than they need: the run ends where the last of them is made.
+    ///
+    /// # Errors
+    /// As [`Model::run`].
+    pub fn record(
+        &self,
+        input: Input,
+        sites: &[Site],
+        interventions: &[Intervention],
+    ) -> Result<HashMap<Site, Tensor<2>>, ModelError> {
+        let options = RunOptions {
+            interventions,
+            record: sites,
+            ..RunOptions::default()
+        };
+        let how = PassOptions {
+            only_record: true,
+            ..WHOLE
+        };
+        Ok(self.pass(input, &options, None, how)?.recorded)
+    }
+
+    /// Forward-mode derivatives: how the activations at the sites `of` change when that at `at` moves along `direction`
+    /// (`[rows, width of the site]`), exactly, in one run.
+    ///
+    /// # Errors
+    /// As [`Model::run`]; also when the direction has another shape than the activation, the run is on an autodiff
+    /// device, or an intervention has no forward derivative.
+    pub fn jvp(
+        &self,
+        input: Input,
+        at: Site,
+        direction: Tensor<2>,
+        of: &[Site],
+        interventions: &[Intervention],
+    ) -> Result<ForwardMode, ModelError> {
+        if self.device().is_autodiff() || direction.device().is_autodiff() {
+            return Err(ModelError::Input {
+                problem: "forward-mode products run on a device without autodiff".into(),
+            });
+        }
+        let direction = Direction {
+            site: at,
+            vector: direction,
+        };
+        let options = RunOptions {
+            interventions,
+            record: of,
+            ..RunOptions::default()
+        };
+        let how = PassOptions {
+            direction: Some(&direction),
+            only_record: true,
+            ..WHOLE
+        };
+        let out = self.pass(input, &options, None, how)?;
+        Ok(ForwardMode {
+            recorded: out.recorded,
+            tangents: out.tangents,
+        })
+    }
+
+    /// Reverse-mode derivatives `Jᵀ·u`: the gradient of `⟨u, activation at of⟩` by the activation at each site of `at`;
+    /// `u` has the shape of the activation at `of`.
+    ///
+    /// # Errors
+    /// As [`Model::run`]; also when `u` has another shape than the activation.
+    pub fn vjp(
+        &self,
+        input: Input,
+        at: &[Site],
+        of: Site,
+        u: Tensor<2>,
+        interventions: &[Intervention],
+    ) -> Result<HashMap<Site, Tensor<2>>, ModelError> {
+        // The shapes that are needed come from a run without gradients, which holds nothing back.
+        let shapes = self.record(input.clone(), at, interventions)?;
+        let device = self.device().clone().autodiff();
+        let mut leaves = HashMap::new();
+        let mut all = interventions.to_vec();
+        for &site in at {
+            let dims = shapes.get(&site).map_or([0, 0], |x| x.dims());
+            let leaf = Tensor::<2>::zeros(dims, (&device, self.dtype())).require_grad();
+            all.push(Intervention::new(site, Arc::new(Offset(leaf.clone()))));
+            leaves.insert(site, leaf);
+        }
+        let options = RunOptions {
+            interventions: &all,
+            record: &[of],
+            device: Some(device),
+            ..RunOptions::default()
+        };
+        let how = PassOptions {
+            only_record: true,
+            ..WHOLE
+        };
+        let input = lift(input);
+        let mut out = self.pass(input, &options, None, how)?;
+        let value = take(&mut out.recorded, of)?;
+        if value.dims() != u.dims() {
+            return Err(ModelError::Input {
+                problem: format!(
+                    "the vector at {of} has the shape {:?}, the activation there {:?}",
+                    u.dims(),
+                    value.dims()
+                ),
+            });
+        }
+        let u = if u.device().is_autodiff() {
+            u
+        } else {
+            Tensor::from_inner(u)
+        };
+        // Hidden scores are infinite; they have no part in the product.
+        let infinite = value.clone().is_inf();
+        let grads = (value.mask_fill(infinite, 0.0) * u).sum().backward();
+        Ok(leaves
+            .into_iter()
+            .map(|(site, leaf)| {
+                let zeros = || Tensor::zeros(leaf.dims(), (self.device(), self.dtype()));
+                (site, leaf.grad(&grads).unwrap_or_else(zeros))
+            })
+            .collect())
     }
 
     /// Runs the model on the continuation of one sequence, whose earlier positions are in `cache`.
     ///
     /// # Errors
-    /// As [`Model::run`]; also when the input holds more than one sequence.
+    /// As [`Model::run`]; also when the cache holds several sequences.
     pub fn run_cached(
         &self,
         ids: &[u32],
         options: &RunOptions<'_>,
         cache: &mut KeyValueCache,
     ) -> Result<RunOutput, ModelError> {
-        let input = Input::Tokens {
-            ids: ids.to_vec(),
-            batch: 1,
-        };
-        self.run_from(input, options, Some(cache))
+        let out = self.pass(Input::tokens(ids), options, Some(cache), WHOLE)?;
+        Ok(RunOutput {
+            stream: whole_stream(out.stream)?,
+            recorded: out.recorded,
+        })
     }
 
-    fn run_from(
+    pub(crate) fn pass(
         &self,
         input: Input,
         options: &RunOptions<'_>,
         mut cache: Option<&mut KeyValueCache>,
-    ) -> Result<RunOutput, ModelError> {
+        how: PassOptions<'_>,
+    ) -> Result<PassOutput, ModelError> {
         let config = self.config();
-        let start = cache.as_ref().map_or(0, |cache| cache.length);
-        let first = match &input {
-            Input::Tokens { .. } => 0,
-            Input::Residual { layer, .. } => *layer,
+        let (first, from_tokens) = match &input {
+            Input::Tokens { .. } => (0, true),
+            Input::Residual { layer, .. } => (*layer, false),
         };
         let last = options.stop_at.unwrap_or(config.n_layers);
         if first > last || last > config.n_layers {
@@ -178,119 +353,219 @@ impl Model {
                 ),
             });
         }
-        let from_tokens = matches!(input, Input::Tokens { .. });
+        let to_the_end = options.stop_at.is_none();
+        let rows = self.rows_of(&input, cache.as_deref())?;
+        let positions: Arc<[u32]> = rows.positions().map(|p| p as u32).collect();
+        let longest = rows
+            .sequences()
+            .iter()
+            .map(|&(start, length)| start + length);
+        let longest = longest.max().unwrap_or(0);
+        let mut pass = Pass {
+            config,
+            rows,
+            positions,
+            interventions: options.interventions,
+            record: options.record,
+            direction: how.direction,
+            only_record: how.only_record,
+            recorded: HashMap::new(),
+            tangents: HashMap::new(),
+        };
         let reached = |site: Site| match site.place() {
-            Place::Embed => from_tokens,
-            Place::FinalNormalized => options.stop_at.is_none(),
+            Place::Embed | Place::PosEmbed => from_tokens,
+            Place::FinalScale | Place::FinalNormalized | Place::Logits => to_the_end,
             _ => site
                 .layer()
                 .is_some_and(|layer| (first..last).contains(&layer)),
         };
-        let used = options.interventions.iter().map(Intervention::site);
-        for site in used.chain(options.record.iter().copied()) {
-            site.check(config.n_layers)?;
-            if !reached(site) {
-                return Err(SiteError::NotReached {
-                    site,
-                    reached: format!("this run computes blocks {first} to {last} (exclusive)"),
-                }
-                .into());
-            }
+        let extent = format!("this run computes blocks {first} to {last} (exclusive)");
+        pass.check(reached, &extent)?;
+        if how.all_act {
+            pass.check_all_act()?;
         }
-        let (stream, batch) = match input {
-            Input::Tokens { ids, batch } => {
-                let device = options
-                    .device
-                    .clone()
-                    .unwrap_or_else(|| self.device().clone());
-                (self.embed(&ids, batch, &device)?, batch)
-            }
-            Input::Residual { stream, batch, .. } => (stream, batch),
+        let added: Vec<usize> = pass.rows.sequences().iter().map(|&(_, new)| new).collect();
+        let halted = self.through(
+            input,
+            options,
+            &mut pass,
+            cache.as_deref_mut(),
+            how,
+            last,
+            longest,
+        );
+        let (stream, logits) = match halted {
+            Ok((stream, logits)) => (Some(stream), logits),
+            Err(Halt::Done) => (None, None),
+            Err(Halt::Error(error)) => return Err(error),
         };
-        let total = stream.dims()[0];
-        if batch == 0 || total == 0 || !total.is_multiple_of(batch) {
-            return Err(ModelError::Input {
-                problem: format!("{total} rows do not divide into {batch} sequences of one length"),
-            });
-        }
-        let time = total / batch;
-        if start + time > config.n_ctx {
-            return Err(ModelError::Input {
-                problem: format!(
-                    "the text has {} tokens, the model's context is {}",
-                    start + time,
-                    config.n_ctx
-                ),
-            });
-        }
-        let mut pass = Pass {
-            rows: Rows { batch, time, start },
-            interventions: options.interventions,
-            record: options.record,
-            recorded: HashMap::new(),
-        };
-        let mut stream = if from_tokens {
-            pass.tap(0, Place::Embed, stream)
-        } else {
-            stream
-        };
-        for layer in first..last {
-            let block = &self.blocks()[layer];
-            let memory = cache.as_deref_mut().map(|cache| &mut cache.blocks[layer]);
-            stream = run_block(config, block, layer, stream, &mut pass, memory);
-        }
         if let Some(cache) = cache {
-            cache.length += time;
+            for (length, new) in cache.lengths.iter_mut().zip(added) {
+                *length += new;
+            }
         }
-        if options.stop_at.is_none() {
-            let normalized = self.final_norm(stream);
-            stream = pass.tap(0, Place::FinalNormalized, normalized);
-        }
-        Ok(RunOutput {
+        Ok(PassOutput {
             stream,
+            logits,
             recorded: pass.recorded,
+            tangents: pass.tangents,
         })
     }
 
-    fn embed(&self, ids: &[u32], batch: usize, device: &Device) -> Result<Tensor<2>, ModelError> {
-        let vocabulary = self.config().d_vocab;
-        if ids.is_empty() || batch == 0 || !ids.len().is_multiple_of(batch) {
-            return Err(ModelError::Input {
-                problem: format!(
-                    "{} tokens do not divide into {batch} sequences of one length",
-                    ids.len()
-                ),
-            });
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "one call, split off for its early ends"
+    )]
+    fn through(
+        &self,
+        input: Input,
+        options: &RunOptions<'_>,
+        pass: &mut Pass<'_>,
+        mut cache: Option<&mut KeyValueCache>,
+        how: PassOptions<'_>,
+        last: usize,
+        longest: usize,
+    ) -> Result<(Tensor<2>, Option<Tensor<2>>), Halt> {
+        let (mut stream, first) = match input {
+            Input::Tokens { ids, .. } => (self.embedded(&ids, options, pass)?, 0),
+            Input::Residual { stream, layer, .. } => (Flow::new(stream), layer),
+        };
+        for layer in first..last {
+            let local = pass.config.windows[layer].is_some();
+            let run = BlockRun {
+                block: &self.blocks()[layer],
+                layer,
+                angles: self.angles(longest, local),
+            };
+            let memory = cache.as_deref_mut().map(|cache| &mut cache.blocks[layer]);
+            stream = run.run(stream, pass, memory)?;
         }
-        if let Some(id) = ids.iter().find(|&&id| id as usize >= vocabulary) {
-            return Err(ModelError::Input {
-                problem: format!("token id {id} is not below the vocabulary size {vocabulary}"),
-            });
+        if options.stop_at.is_some() {
+            return Ok((stream.x, None));
         }
-        let ids: Vec<i64> = ids.iter().map(|&id| i64::from(id)).collect();
-        let count = ids.len();
-        let inner = self.device();
-        let ids = Tensor::<1, Int>::from_data(TensorData::new(ids, [count]), inner);
-        let rows = self.embedding().clone().select(0, ids);
-        Ok(if device.is_autodiff() {
-            Tensor::from_inner(rows)
+        let places = [Place::FinalScale, Place::FinalNormalized];
+        let normal = normalised(stream, self.final_norm_weights(), 0, places, pass)?;
+        let logits = if how.logits == LogitRows::Last && !options.record.contains(&Site::logits()) {
+            let kept = last_rows(&normal.x, pass);
+            let logits = self.capped_logits(Flow::new(kept));
+            Some(pass.tap(0, Place::Logits, logits)?.x)
+        } else if pass.wants(0, Place::Logits) {
+            let logits = self.capped_logits(normal.clone());
+            let logits = pass.tap(0, Place::Logits, logits)?.x;
+            Some(match how.logits {
+                LogitRows::Wanted => logits,
+                LogitRows::Last => last_rows(&logits, pass),
+            })
         } else {
-            rows
-        })
+            None
+        };
+        Ok((normal.x, logits))
+    }
+
+    /// The rows that an input stands for.
+    fn rows_of(&self, input: &Input, cache: Option<&KeyValueCache>) -> Result<Rows, ModelError> {
+        let problem = |problem| Err(ModelError::Input { problem });
+        let config = self.config();
+        let (total, what, lengths) = match input {
+            Input::Tokens { ids, lengths } => (ids.len(), "tokens", lengths),
+            Input::Residual {
+                stream, lengths, ..
+            } => {
+                let [rows, width] = stream.dims();
+                if width != config.d_model {
+                    return problem(format!(
+                        "the residual stream has the width {width}, the model {}",
+                        config.d_model
+                    ));
+                }
+                (rows, "rows", lengths)
+            }
+        };
+        let starts = match cache {
+            Some(cache) => cache.lengths.clone(),
+            None => vec![0; lengths.len()],
+        };
+        if starts.len() != lengths.len() {
+            return problem(format!(
+                "{} sequences go on from a cache of {}",
+                lengths.len(),
+                starts.len()
+            ));
+        }
+        if total == 0 || lengths.iter().sum::<usize>() != total {
+            return problem(format!(
+                "{total} {what} do not divide into {} sequences of one length",
+                lengths.len()
+            ));
+        }
+        // A sequence of a cache may stand still.
+        if cache.is_none() && lengths.contains(&0) {
+            return problem("a sequence of the batch is empty".into());
+        }
+        let sequences: Vec<(usize, usize)> =
+            starts.into_iter().zip(lengths.iter().copied()).collect();
+        let longest = sequences.iter().map(|&(start, new)| start + new).max();
+        match longest {
+            Some(longest) if longest > config.n_ctx => problem(format!(
+                "the text has {longest} tokens, the model's context is {}",
+                config.n_ctx
+            )),
+            _ => Ok(Rows::going_on(sequences)),
+        }
+    }
+
+    fn embedded(
+        &self,
+        ids: &[u32],
+        options: &RunOptions<'_>,
+        pass: &mut Pass<'_>,
+    ) -> Result<Flow, Halt> {
+        self.check_ids(ids)?;
+        let device = options.device.as_ref().unwrap_or(self.device());
+        let onto = |rows: Tensor<2>| {
+            if device.is_autodiff() && !rows.device().is_autodiff() {
+                Tensor::from_inner(rows)
+            } else {
+                rows
+            }
+        };
+        let mut stream = pass.tap(0, Place::Embed, Flow::new(onto(self.embed_rows(ids))))?;
+        if let Some(rows) = self.position_rows(&pass.positions) {
+            let positions = pass.tap(0, Place::PosEmbed, Flow::new(onto(rows)))?;
+            stream = stream.plus(positions);
+        }
+        Ok(stream)
+    }
+
+    fn check_ids(&self, ids: &[u32]) -> Result<(), ModelError> {
+        let vocabulary = self.config().d_vocab;
+        match ids.iter().find(|&&id| id as usize >= vocabulary) {
+            None => Ok(()),
+            Some(id) => Err(ModelError::Input {
+                problem: format!("token id {id} is not below the vocabulary size {vocabulary}"),
+            }),
+        }
     }
 
     /// The final norm of a residual stream `[n, d_model]`.
     pub fn final_norm(&self, stream: Tensor<2>) -> Tensor<2> {
-        rms_norm(
-            stream,
-            self.final_gain().clone(),
-            f64::from(self.config().norm_eps),
-        )
+        let config = self.config();
+        let is_layer = config.norm == Norm::Layer;
+        let eps = f64::from(config.norm_eps);
+        Flow::new(stream)
+            .norm(self.final_norm_weights(), is_layer, eps)
+            .x
     }
 
     /// Logits `[n, d_vocab]` of normalised streams `[n, d_model]` (what a run to the end returns).
     pub fn logits(&self, normalized: Tensor<2>) -> Tensor<2> {
-        linear(normalized, self.unembedding().clone())
+        self.capped_logits(Flow::new(normalized)).x
+    }
+
+    fn capped_logits(&self, normalized: Flow) -> Flow {
+        normalized
+            .linear(|x| self.unembed(x))
+            .softcap(self.config().final_softcap)
     }
 
     /// Cross-entropy in nats of each row's target, from normalised streams `[n, d_model]`; the logits are
@@ -303,7 +578,6 @@ impl Model {
         normalized: Tensor<2>,
         targets: &[u32],
     ) -> Result<Tensor<1>, ModelError> {
-        let vocabulary = self.config().d_vocab;
         if normalized.dims()[0] != targets.len() {
             return Err(ModelError::Input {
                 problem: format!(
@@ -313,74 +587,82 @@ impl Model {
                 ),
             });
         }
-        if let Some(id) = targets.iter().find(|&&id| id as usize >= vocabulary) {
-            return Err(ModelError::Input {
-                problem: format!("token id {id} is not below the vocabulary size {vocabulary}"),
-            });
+        self.check_ids(targets)?;
+        if let Some(cap) = self.config().final_softcap {
+            let rows: Vec<Tensor<1>> = (0..targets.len())
+                .step_by(CAPPED_ROWS)
+                .map(|first| {
+                    let count = CAPPED_ROWS.min(targets.len() - first);
+                    let logits = self.unembed(normalized.clone().narrow(0, first, count));
+                    let logits = composed::softcap(logits, Some(f64::from(cap)));
+                    composed::loss_of_logits(logits, &targets[first..first + count])
+                })
+                .collect();
+            return Ok(Tensor::cat(rows, 0));
         }
-        Ok(cross_entropy(
-            normalized,
-            self.unembedding().clone(),
-            Arc::from(targets),
-        ))
-    }
-
-    /// Element type of the weights.
-    pub fn dtype(&self) -> DType {
-        self.embedding().dtype()
+        Ok(match self.output_matrix() {
+            Matrix::Dense(weight) => cross_entropy(normalized, weight.clone(), Arc::from(targets)),
+        })
     }
 }
 
-/// One block: `x + attention(norm(x))`, then `x + mlp(norm(x))`.
-fn run_block(
-    config: &ModelConfig,
-    block: &Block,
-    layer: usize,
-    stream: Tensor<2>,
-    pass: &mut Pass<'_>,
-    memory: Option<&mut Option<(Tensor<2>, Tensor<2>)>>,
-) -> Tensor<2> {
-    let eps = f64::from(config.norm_eps);
-    let stream = pass.tap(layer, Place::ResidPre, stream);
-    let x = rms_norm(stream.clone(), block.attn_norm.clone(), eps);
-    let x = pass.tap(layer, Place::AttnNormalized, x);
-    let q = pass.tap(layer, Place::Query, linear(x.clone(), block.q.clone()));
-    let k = pass.tap(layer, Place::Key, linear(x.clone(), block.k.clone()));
-    let v = pass.tap(layer, Place::Value, linear(x, block.v.clone()));
-    let turn = RotarySpec {
-        time: pass.rows.time,
-        start: pass.rows.start,
-        d_head: config.d_head,
-        rotary_dim: config.rope_dim,
-        base: f64::from(config.rope_base),
-        pairs: match config.rotary {
-            Rotary::Interleaved => RotaryPairs::Interleaved,
-            Rotary::HalfSplit => RotaryPairs::HalfSplit,
-        },
-    };
-    let (q, mut k, mut v) = (rotary(q, turn), rotary(k, turn), v);
-    if let Some(memory) = memory {
-        if let Some((keys, values)) = memory.take() {
-            k = Tensor::cat(vec![keys, k], 0);
-            v = Tensor::cat(vec![values, v], 0);
+/// Rows whose capped logits stand in memory together.
+const CAPPED_ROWS: usize = 128;
+
+fn whole_stream(stream: Option<Tensor<2>>) -> Result<Tensor<2>, ModelError> {
+    stream.ok_or_else(|| ModelError::Input {
+        problem: "the run ended before its last block".into(),
+    })
+}
+
+/// The last row of each sequence that has any, `[sequences, width]`.
+fn last_rows(x: &Tensor<2>, pass: &mut Pass<'_>) -> Tensor<2> {
+    let mut kept = Vec::new();
+    let mut sequences = Vec::new();
+    let mut end = 0;
+    for &(start, length) in pass.rows.sequences() {
+        end += length;
+        if length > 0 {
+            kept.push(x.clone().narrow(0, end - 1, 1));
+            sequences.push((start + length - 1, 1));
+        } else {
+            sequences.push((start, 0));
         }
-        *memory = Some((k.clone(), v.clone()));
     }
-    let spec = AttentionSpec {
-        batch: pass.rows.batch,
-        heads: config.n_heads,
-        kv_heads: config.n_kv_heads,
-        d_head: config.d_head,
-        scale: 1.0 / (config.d_head as f64).sqrt(),
-    };
-    let z = pass.tap(layer, Place::Mixed, attention(q, k, v, spec));
-    let attn_out = pass.tap(layer, Place::AttnOut, linear(z, block.o.clone()));
-    let stream = pass.tap(layer, Place::ResidMid, stream + attn_out);
-    let x = rms_norm(stream.clone(), block.mlp_norm.clone(), eps);
-    let x = pass.tap(layer, Place::MlpNormalized, x);
-    let gate = pass.tap(layer, Place::MlpPre, linear(x.clone(), block.gate.clone()));
-    let up = pass.tap(layer, Place::MlpPreLinear, linear(x, block.up.clone()));
-    let hidden = pass.tap(layer, Place::MlpPost, gated_silu(gate, up));
-    let mlp_out = pass.tap(layer, Place::MlpOut, linear(hidden, block.down.clone()));
-    pass.tap(layer, Place::ResidPost, stream + mlp_out)
+    // What follows, the site of the logits, sees these rows alone.
+    pass.rows = Rows::going_on(sequences);
+    Tensor::cat(kept, 0)
+}
+
+/// The input on an autodiff device.
+fn lift(input: Input) -> Input {
+    match input {
+        Input::Residual {
+            stream,
+            lengths,
+            layer,
+        } if !stream.device().is_autodiff() => Input::Residual {
+            stream: Tensor::from_inner(stream),
+            lengths,
+            layer,
+        },
+        other => other,
+    }
+}
+
+/// Adds a tensor of the activation's own shape: where its gradient is read.
+struct Offset(Tensor<2>);
+
+impl Edit for Offset {
+    fn apply(&self, x: Tensor<2>, _rows: &Rows) -> Tensor<2> {
+        if x.device().is_autodiff() {
+            x + self.0.clone()
+        } else {
+            x
+        }
+    }
+
+    fn describe(&self) -> String {
+        "reading a gradient".to_owned()
+    }
 }

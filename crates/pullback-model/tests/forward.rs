@@ -60,10 +60,7 @@ fn assert_close(found: &[f32], expected: &[f32], tolerance: f32) {
 }
 
 fn tokens(ids: &[u32]) -> Input {
-    Input::Tokens {
-        ids: ids.to_vec(),
-        batch: 1,
-    }
+    Input::tokens(ids)
 }
 
 #[test]
@@ -129,11 +126,7 @@ fn gradients_through_the_layers_above_a_site_are_those_of_transformers() {
             )
             .unwrap();
         let stream = Tensor::<2>::from_inner(below.stream).require_grad();
-        let input = Input::Residual {
-            stream: stream.clone(),
-            batch: 1,
-            layer: 1,
-        };
+        let input = Input::residual(stream.clone(), 1, 1);
         let out = model.run(input, &RunOptions::default()).unwrap();
         let rows = out.stream.narrow(0, 0, ids.len() - 1);
         let grads = model
@@ -157,7 +150,7 @@ fn the_gradient_at_every_site_agrees_with_finite_differences() {
     let ids = [5_u32, 60, 7, 100, 33];
     let targets = [60_u32, 7, 100, 33, 2];
     let device = Device::flex().autodiff();
-    for site in Site::all(3) {
+    for site in Site::all(model.config()) {
         let width = {
             let options = RunOptions {
                 record: &[site],
@@ -217,10 +210,7 @@ fn the_gradient_at_every_site_agrees_with_finite_differences() {
 fn a_run_in_two_slices_is_the_run_in_one() {
     let model = tiny("tiny-llama.gguf");
     let ids: Vec<u32> = (0..20).map(|i| 10 + i * 7 % 200).collect();
-    let input = Input::Tokens {
-        ids: ids.clone(),
-        batch: 4,
-    };
+    let input = Input::uniform(ids.clone(), 4);
     let whole = values(
         model
             .run(input.clone(), &RunOptions::default())
@@ -237,11 +227,7 @@ fn a_run_in_two_slices_is_the_run_in_one() {
                 },
             )
             .unwrap();
-        let rest = Input::Residual {
-            stream: below.stream,
-            batch: 4,
-            layer,
-        };
+        let rest = Input::residual(below.stream, 4, layer);
         let above = model.run(rest, &RunOptions::default()).unwrap();
         assert_eq!(values(above.stream), whole, "cut before block {layer}");
     }
@@ -414,7 +400,7 @@ fn a_hook_that_would_never_fire_is_an_error() {
 fn inputs_that_do_not_fit_are_refused_in_words() {
     let model = tiny("tiny-llama.gguf");
     let refused = |ids: Vec<u32>, batch| {
-        let input = Input::Tokens { ids, batch };
+        let input = Input::uniform(ids, batch);
         model
             .run(input, &RunOptions::default())
             .unwrap_err()

@@ -159,12 +159,15 @@ fn the_tiny_llama_has_the_sizes_and_weights_it_was_written_with() {
     let twin = ModelFiles::open(&fixture("tiny-llama")).unwrap();
     let config = &files.config;
     assert_eq!(config.name, "Tiny Llama");
-    assert_eq!(config.rotary, Rotary::Interleaved);
-    assert_eq!(twin.config.rotary, Rotary::HalfSplit);
+    assert_eq!(config.rotary.as_ref().unwrap().pairs, Rotary::Interleaved);
+    assert_eq!(
+        twin.config.rotary.as_ref().unwrap().pairs,
+        Rotary::HalfSplit
+    );
     assert_eq!(twin.config.name, "tiny-llama");
     let same = pullback_model::ModelConfig {
         name: config.name.clone(),
-        rotary: config.rotary,
+        rotary: config.rotary.clone(),
         ..twin.config.clone()
     };
     assert_eq!(*config, same);
@@ -183,7 +186,7 @@ fn the_tiny_llama_has_the_sizes_and_weights_it_was_written_with() {
             config.n_heads,
             config.n_kv_heads,
             config.d_head,
-            config.rope_dim
+            config.rotary.as_ref().unwrap().dim
         ),
         (4, 2, 8, 8)
     );
@@ -691,12 +694,15 @@ fn the_real_model() {
             config.n_heads,
             config.n_kv_heads,
             config.d_head,
-            config.rope_dim
+            config.rotary.as_ref().unwrap().dim
         ),
         (9, 3, 64, 64)
     );
     assert_eq!(
-        (config.rope_base.to_bits(), config.norm_eps.to_bits()),
+        (
+            config.rotary.as_ref().unwrap().base.to_bits(),
+            config.norm_eps.to_bits()
+        ),
         (100_000f32.to_bits(), 1e-5f32.to_bits())
     );
     assert!(config.tied_embedding);

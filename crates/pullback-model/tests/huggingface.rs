@@ -182,7 +182,7 @@ fn what_the_files_say() {
     assert_eq!((q.shape, q.bytes), (vec![32, 32], 2048));
     assert_eq!(files.tensors().len(), 3 * 9 + 3);
     assert_eq!(files.format(), "Hugging Face safetensors");
-    assert_eq!(files.config.rotary, Rotary::HalfSplit);
+    assert_eq!(files.config.rotary.as_ref().unwrap().pairs, Rotary::HalfSplit);
     let message = files.weight(WeightName::Down(3)).unwrap_err().to_string();
     assert!(
         message.contains("tensor model.layers.3.mlp.down_proj.weight is missing"),
@@ -290,9 +290,12 @@ fn settings_in_all_their_places() {
         .set("rope_parameters", Value::Null)
         .set("rms_norm_eps", Value::Null);
     let found = copy.open().unwrap().config;
-    assert_eq!((found.d_head, found.rope_dim), (8, 8));
+    assert_eq!((found.d_head, found.rotary.as_ref().unwrap().dim), (8, 8));
     assert_eq!(
-        (found.rope_base.to_bits(), found.norm_eps.to_bits()),
+        (
+            found.rotary.as_ref().unwrap().base.to_bits(),
+            found.norm_eps.to_bits()
+        ),
         (10_000f32.to_bits(), 1e-6f32.to_bits())
     );
     copy.set("num_key_value_heads", Value::Null);

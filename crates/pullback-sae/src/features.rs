@@ -3,7 +3,6 @@
 use burn::tensor::{Tensor, TensorData};
 use pullback_activations::ActivationStore;
 use pullback_artifact::Control;
-use pullback_kernels::fused::linear;
 use pullback_model::Model;
 use serde::{Deserialize, Serialize};
 
@@ -161,10 +160,7 @@ impl FeaturePages {
         let data = TensorData::new(direction.to_vec(), [1, direction.len()]);
         let direction = Tensor::<2>::from_data(data, model.device());
         let weighted = direction * model.final_gain().clone().unsqueeze();
-        let weights: Vec<f32> = linear(weighted, model.unembedding().clone())
-            .into_data()
-            .iter::<f32>()
-            .collect();
+        let weights: Vec<f32> = model.unembed(weighted).into_data().iter::<f32>().collect();
         let known = model.tokenizer().vocab_size().min(weights.len());
         let mut order: Vec<usize> = (0..known)
             .filter(|&id| !model.tokenizer().is_special(id as u32))

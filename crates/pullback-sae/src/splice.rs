@@ -25,8 +25,8 @@ impl Edit for Splice {
         let mut values: Vec<f32> = x.clone().into_data().iter::<f32>().collect();
         let codes = self.dictionary.encode(&values);
         let reconstruction = self.dictionary.decode(&codes);
-        for row in 0..n {
-            if rows.position(row) >= self.first_position {
+        for (row, position) in rows.positions().enumerate() {
+            if position >= self.first_position {
                 let span = row * d..(row + 1) * d;
                 values[span.clone()].copy_from_slice(&reconstruction[span]);
             }
@@ -146,20 +146,9 @@ fn batch_loss(
         let data = TensorData::new(values, [ids.len(), store.info().d]);
         let mut stream = Tensor::<2>::from_data(data, model.device());
         if let Some(edit) = &edit {
-            stream = edit.apply(
-                stream,
-                &Rows {
-                    batch,
-                    time,
-                    start: 0,
-                },
-            );
+            stream = edit.apply(stream, &Rows::uniform(batch, time, 0));
         }
-        let input = Input::Residual {
-            stream,
-            batch,
-            layer: layer + 1,
-        };
+        let input = Input::residual(stream, batch, layer + 1);
         model.run(input, &RunOptions::default())?.stream
     } else {
         let interventions: Vec<Intervention> = edit
@@ -170,10 +159,7 @@ fn batch_loss(
             interventions: &interventions,
             ..RunOptions::default()
         };
-        let input = Input::Tokens {
-            ids: ids.clone(),
-            batch,
-        };
+        let input = Input::uniform(ids.clone(), batch);
         model.run(input, &options)?.stream
     };
     let counted: Vec<usize> = (0..batch)

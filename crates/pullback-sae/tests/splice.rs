@@ -64,10 +64,7 @@ fn by_hand(
         let ids: Vec<u32> = (start..start + context)
             .map(|row| store.token(row))
             .collect();
-        let input = Input::Tokens {
-            ids: ids.clone(),
-            batch: 1,
-        };
+        let input = Input::uniform(ids.clone(), 1);
         let record = [site];
         let options = RunOptions {
             record: &record,
@@ -182,11 +179,7 @@ fn a_splice_keeps_what_stands_before_its_first_position() {
         Tensor::<2>::from_data(TensorData::new(x.clone(), [6, 4]), (&Device::flex(), dtype))
     };
     // Two sequences of three positions, the first of which is position 1: one row of each is kept.
-    let rows = Rows {
-        batch: 2,
-        time: 3,
-        start: 1,
-    };
+    let rows = Rows::uniform(2, 3, 1);
     let found = values(splice.apply(tensor(DType::F32), &rows));
     let all = sae.decode(&sae.encode(&x));
     for row in 0..6 {

@@ -11,7 +11,9 @@ use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Backend, Flex, backend_extension};
 use burn::tensor::{DType, TensorData};
 
-use super::{AttentionSpec, RotarySpec, attention, gate, linear, loss, norm, rotary};
+use super::{
+    Activation, AttentionSpec, RotarySpec, activation, attention, linear, loss, norm, rotary,
+};
 use crate::Real;
 
 /// What a backend must offer to run fused operations; shapes are those of the functions in [`super`].
@@ -26,7 +28,15 @@ pub(crate) trait FusedOps: Backend {
         v: FloatTensor<Self>,
         spec: AttentionSpec,
     ) -> FloatTensor<Self>;
-    fn gated_silu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self>;
+    fn layer_norm(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        eps: f64,
+    ) -> FloatTensor<Self>;
+    fn activate(x: FloatTensor<Self>, kind: Activation) -> FloatTensor<Self>;
+    fn gated(gate: FloatTensor<Self>, up: FloatTensor<Self>, kind: Activation)
+    -> FloatTensor<Self>;
     fn cross_entropy(
         x: FloatTensor<Self>,
         unembed: FloatTensor<Self>,
@@ -110,10 +120,27 @@ impl FusedOps for Flex {
         })
     }
 
-    fn gated_silu(gate: FlexTensor, up: FlexTensor) -> FlexTensor {
+    fn layer_norm(x: FlexTensor, weight: FlexTensor, bias: FlexTensor, eps: f64) -> FlexTensor {
+        with_real!(x, T => {
+            let (x, weight, bias) = (Operand::new(x), Operand::new(weight), Operand::new(bias));
+            let centred = norm::centre(x.slice::<T>(), x.width());
+            let mut out = norm::forward(&centred, weight.slice::<T>(), eps);
+            norm::add_bias(&mut out, bias.slice());
+            like(out, &x)
+        })
+    }
+
+    fn activate(x: FlexTensor, kind: Activation) -> FlexTensor {
+        with_real!(x, T => {
+            let x = Operand::new(x);
+            like(activation::forward(kind, x.slice::<T>()), &x)
+        })
+    }
+
+    fn gated(gate: FlexTensor, up: FlexTensor, kind: Activation) -> FlexTensor {
         with_real!(gate, T => {
             let (gate, up) = (Operand::new(gate), Operand::new(up));
-            like(gate::forward(gate.slice::<T>(), up.slice()), &gate)
+            like(activation::gated_forward(kind, gate.slice::<T>(), up.slice()), &gate)
         })
     }
 
@@ -245,13 +272,53 @@ differentiable!(
 );
 
 differentiable!(
-    GatedSilu,
+    LayerNorm,
+    3,
+    (FlexTensor, FlexTensor, f64),
+    |kept, grad, wanted| {
+        with_real!(grad, T => {
+            let (x, weight, grad) = (Operand::new(kept.0), Operand::new(kept.1), Operand::new(grad));
+            let (weights, grads) = (weight.slice::<T>(), grad.slice::<T>());
+            let d = weights.len();
+            let centred = norm::centre(x.slice::<T>(), d);
+            [
+                // Centring is its own transpose.
+                wanted[0].then(|| {
+                    let inner = norm::backward_input(&centred, weights, grads, kept.2);
+                    like(norm::centre(&inner, d), &x)
+                }),
+                wanted[1].then(|| {
+                    like(norm::backward_weight(&centred, d, grads, kept.2), &weight)
+                }),
+                wanted[2].then(|| like(norm::sum_rows(grads, d), &weight)),
+            ]
+        })
+    }
+);
+
+differentiable!(
+    Activate,
+    1,
+    (FlexTensor, Activation),
+    |kept, grad, wanted| {
+        with_real!(grad, T => {
+            let (x, grad) = (Operand::new(kept.0), Operand::new(grad));
+            [wanted[0].then(|| {
+                like(activation::backward(kept.1, x.slice::<T>(), grad.slice()), &x)
+            })]
+        })
+    }
+);
+
+differentiable!(
+    Gated,
     2,
-    (FlexTensor, FlexTensor),
+    (FlexTensor, FlexTensor, Activation),
     |kept, grad, _wanted| {
         with_real!(grad, T => {
             let (gate, up, grad) = (Operand::new(kept.0), Operand::new(kept.1), Operand::new(grad));
-            let (dgate, dup) = gate::backward(gate.slice::<T>(), up.slice(), grad.slice());
+            let (dgate, dup) =
+                activation::gated_backward(kept.2, gate.slice::<T>(), up.slice(), grad.slice());
             [Some(like(dgate, &gate)), Some(like(dup, &up))]
         })
     }
@@ -315,7 +382,7 @@ impl<C: CheckpointStrategy> FusedOps for Autodiff<Flex, C> {
     fn rotary(x: FloatTensor<Self>, spec: RotarySpec) -> FloatTensor<Self> {
         let (x, x_node) = x.into_parts();
         let step = Rotary.prepare::<C>([x_node]).compute_bound();
-        let out = Flex::rotary(x, spec);
+        let out = Flex::rotary(x, spec.clone());
         match step.stateful() {
             OpsKind::Tracked(step) => step.finish(spec, out),
             OpsKind::UnTracked(step) => step.finish(out),
@@ -334,7 +401,7 @@ impl<C: CheckpointStrategy> FusedOps for Autodiff<Flex, C> {
         let step = Attention
             .prepare::<C>([q_node, k_node, v_node])
             .compute_bound();
-        let out = Flex::attention(q.clone(), k.clone(), v.clone(), spec);
+        let out = Flex::attention(q.clone(), k.clone(), v.clone(), spec.clone());
         match step.stateful() {
             OpsKind::Tracked(step) => {
                 let state = (q, k, v, out.clone(), spec);
@@ -344,13 +411,46 @@ impl<C: CheckpointStrategy> FusedOps for Autodiff<Flex, C> {
         }
     }
 
-    fn gated_silu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
+    fn layer_norm(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        eps: f64,
+    ) -> FloatTensor<Self> {
+        let (x, x_node) = x.into_parts();
+        let (weight, weight_node) = weight.into_parts();
+        let (bias, bias_node) = bias.into_parts();
+        let step = LayerNorm
+            .prepare::<C>([x_node, weight_node, bias_node])
+            .compute_bound();
+        let out = Flex::layer_norm(x.clone(), weight.clone(), bias, eps);
+        match step.stateful() {
+            OpsKind::Tracked(step) => step.finish((x, weight, eps), out),
+            OpsKind::UnTracked(step) => step.finish(out),
+        }
+    }
+
+    fn activate(x: FloatTensor<Self>, kind: Activation) -> FloatTensor<Self> {
+        let (x, x_node) = x.into_parts();
+        let step = Activate.prepare::<C>([x_node]).compute_bound();
+        let out = Flex::activate(x.clone(), kind);
+        match step.stateful() {
+            OpsKind::Tracked(step) => step.finish((x, kind), out),
+            OpsKind::UnTracked(step) => step.finish(out),
+        }
+    }
+
+    fn gated(
+        gate: FloatTensor<Self>,
+        up: FloatTensor<Self>,
+        kind: Activation,
+    ) -> FloatTensor<Self> {
         let (gate, gate_node) = gate.into_parts();
         let (up, up_node) = up.into_parts();
-        let step = GatedSilu.prepare::<C>([gate_node, up_node]).compute_bound();
-        let out = Flex::gated_silu(gate.clone(), up.clone());
+        let step = Gated.prepare::<C>([gate_node, up_node]).compute_bound();
+        let out = Flex::gated(gate.clone(), up.clone(), kind);
         match step.stateful() {
-            OpsKind::Tracked(step) => step.finish((gate, up), out),
+            OpsKind::Tracked(step) => step.finish((gate, up, kind), out),
             OpsKind::UnTracked(step) => step.finish(out),
         }
     }

@@ -1,9 +1,9 @@
 //! The fused operations spelled out in Burn's own: what devices without a fused kernel run, and the oracle
 //! the fused ones are tested against. Shapes and formulas are those of [`super`].
 
-use burn::tensor::{DType, Int, Tensor, TensorData, activation};
+use burn::tensor::{Bool, Device, Int, Tensor, TensorData, activation};
 
-use super::{AttentionSpec, RotaryPairs, RotarySpec};
+use super::{Activation, AttentionSpec, RotaryPairs, RotarySpec};
 
 /// See [`super::linear`].
 pub fn linear(x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
@@ -16,119 +16,141 @@ pub fn rms_norm(x: Tensor<2>, weight: Tensor<1>, eps: f64) -> Tensor<2> {
     x / (mean_square + eps).sqrt() * weight.unsqueeze()
 }
 
+/// See [`super::layer_norm`].
+pub fn layer_norm(x: Tensor<2>, weight: Tensor<1>, bias: Tensor<1>, eps: f64) -> Tensor<2> {
+    let centred = x.clone() - x.mean_dim(1);
+    let variance = centred.clone().powf_scalar(2.0).mean_dim(1);
+    centred / (variance + eps).sqrt() * weight.unsqueeze() + bias.unsqueeze()
+}
+
 /// See [`super::rotary`].
-pub fn rotary(x: Tensor<2>, spec: RotarySpec) -> Tensor<2> {
+pub fn rotary(x: Tensor<2>, spec: &RotarySpec) -> Tensor<2> {
     let [rows, width] = x.dims();
-    let (batch, heads, half) = (rows / spec.time, width / spec.d_head, spec.rotary_dim / 2);
-    let mut cosines = Vec::with_capacity(spec.time * half);
-    let mut sines = Vec::with_capacity(spec.time * half);
-    for row in 0..spec.time {
-        for pair in 0..half {
-            let frequency = spec.base.powf(-2.0 * pair as f64 / spec.rotary_dim as f64);
-            let (sin, cos) = ((spec.start + row) as f64 * frequency).sin_cos();
-            cosines.push(cos);
-            sines.push(sin);
-        }
-    }
-    let table = |values: Vec<f64>| -> Tensor<4> {
-        let data = TensorData::new(values, [1, spec.time, 1, half]);
-        Tensor::from_data(data, (&x.device(), dtype(&x)))
+    let (heads, turning) = (width / spec.d_head, spec.table.turning());
+    let half = turning / 2;
+    let angles = spec.positions.iter().map(|&p| spec.table.at(p));
+    let (cosines, sines): (Vec<&[f64]>, Vec<&[f64]>) = angles.unzip();
+    let table = |values: Vec<f64>| -> Tensor<3> {
+        let data = TensorData::new(values, [rows, 1, half]);
+        Tensor::from_data(data, (&x.device(), x.dtype()))
     };
-    let (cosines, sines) = (table(cosines), table(sines));
-    let x4 = x.reshape([batch, spec.time, heads, spec.d_head]);
-    let turning = x4.clone().narrow(3, 0, spec.rotary_dim);
+    let (cosines, sines) = (table(cosines.concat()), table(sines.concat()));
+    let whole: Tensor<3> = x.reshape([rows, heads, spec.d_head]);
+    let part = whole.clone().narrow(2, 0, turning);
     let (a, b) = match spec.pairs {
-        RotaryPairs::HalfSplit => (
-            turning.clone().narrow(3, 0, half),
-            turning.narrow(3, half, half),
-        ),
+        RotaryPairs::HalfSplit => (part.clone().narrow(2, 0, half), part.narrow(2, half, half)),
         RotaryPairs::Interleaved => {
-            let pairs: Tensor<5> = turning.reshape([batch, spec.time, heads, half, 2]);
+            let pairs: Tensor<4> = part.reshape([rows, heads, half, 2]);
             (
-                pairs.clone().narrow(4, 0, 1).squeeze_dim(4),
-                pairs.narrow(4, 1, 1).squeeze_dim(4),
+                pairs.clone().narrow(3, 0, 1).squeeze_dim(3),
+                pairs.narrow(3, 1, 1).squeeze_dim(3),
             )
         }
     };
     let turned_a = a.clone() * cosines.clone() - b.clone() * sines.clone();
     let turned_b = a * sines + b * cosines;
-    let turned: Tensor<4> = match spec.pairs {
-        RotaryPairs::HalfSplit => Tensor::cat(vec![turned_a, turned_b], 3),
-        RotaryPairs::Interleaved => Tensor::stack::<5>(vec![turned_a, turned_b], 4).reshape([
-            batch,
-            spec.time,
-            heads,
-            spec.rotary_dim,
-        ]),
+    let turned: Tensor<3> = match spec.pairs {
+        RotaryPairs::HalfSplit => Tensor::cat(vec![turned_a, turned_b], 2),
+        RotaryPairs::Interleaved => {
+            Tensor::stack::<4>(vec![turned_a, turned_b], 3).reshape([rows, heads, turning])
+        }
     };
-    let whole = if spec.rotary_dim == spec.d_head {
+    let turned = if turning == spec.d_head {
         turned
     } else {
-        let rest = x4.narrow(3, spec.rotary_dim, spec.d_head - spec.rotary_dim);
-        Tensor::cat(vec![turned, rest], 3)
+        let rest = whole.narrow(2, turning, spec.d_head - turning);
+        Tensor::cat(vec![turned, rest], 2)
     };
-    whole.reshape([rows, width])
+    turned.reshape([rows, width])
+}
+
+/// The scores of one sequence before its mask, after scale and cap: `q [t, heads·d]`, `k [s, kv_heads·d]` →
+/// `[heads, t, s]`.
+pub fn attention_scores(q: Tensor<2>, k: Tensor<2>, spec: &AttentionSpec) -> Tensor<3> {
+    let (t, s) = (q.dims()[0], k.dims()[0]);
+    let q: Tensor<3> = q.reshape([t, spec.heads, spec.d_head]).swap_dims(0, 1);
+    let k = by_query_head(k, s, spec).swap_dims(1, 2);
+    softcap(q.matmul(k) * spec.scale, spec.softcap)
+}
+
+/// Keys or values of one sequence, once for each query head: `[s, kv_heads·d]` → `[heads, s, d]`.
+pub fn by_query_head(x: Tensor<2>, s: usize, spec: &AttentionSpec) -> Tensor<3> {
+    let (kv, group, d) = (spec.kv_heads, spec.group(), spec.d_head);
+    let x: Tensor<4> = x.reshape([s, kv, 1, d]).permute([1, 2, 0, 3]);
+    x.expand([kv as i64, group as i64, s as i64, d as i64])
+        .reshape([spec.heads, s, d])
+}
+
+/// `cap · tanh(x / cap)`.
+pub fn softcap<const D: usize>(x: Tensor<D>, cap: Option<f64>) -> Tensor<D> {
+    match cap {
+        // Not `x / cap`: the gradient of a division by a number is computed in single precision.
+        Some(cap) => (x * cap.recip()).tanh() * cap,
+        None => x,
+    }
+}
+
+/// What the last `t` of `s` positions must not see, `[t, s]`.
+pub fn hidden(t: usize, s: usize, spec: &AttentionSpec, device: &Device) -> Tensor<2, Bool> {
+    let mut mask = Vec::with_capacity(t * s);
+    for query in 0..t {
+        let (first, end) = spec.visible(s - t + query);
+        mask.extend((0..s).map(|key| key < first || key >= end));
+    }
+    Tensor::from_data(TensorData::new(mask, [t, s]), device)
 }
 
 /// See [`super::attention`].
-pub fn attention(q: Tensor<2>, k: Tensor<2>, v: Tensor<2>, spec: AttentionSpec) -> Tensor<2> {
-    let (t, s) = (q.dims()[0] / spec.batch, k.dims()[0] / spec.batch);
-    let (kv, group, d) = (spec.kv_heads, spec.heads / spec.kv_heads, spec.d_head);
-    let q: Tensor<5> = q
-        .reshape([spec.batch, t, kv, group, d])
-        .permute([0, 2, 3, 1, 4]);
-    let k: Tensor<5> = k
-        .reshape([spec.batch, s, kv, 1, d])
-        .permute([0, 2, 3, 4, 1]);
-    let v: Tensor<5> = v
-        .reshape([spec.batch, s, kv, 1, d])
-        .permute([0, 2, 3, 1, 4]);
-    let scores = q.matmul(k.expand([
-        spec.batch as i64,
-        kv as i64,
-        group as i64,
-        d as i64,
-        s as i64,
-    ])) * spec.scale;
-    let device = scores.device();
-    let queries: Tensor<2, Int> =
-        Tensor::arange((s - t) as i64..s as i64, &device).unsqueeze_dim(1);
-    let keys: Tensor<2, Int> = Tensor::arange(0..s as i64, &device).unsqueeze_dim(0);
-    let hidden = keys
-        .expand([t as i64, s as i64])
-        .greater(queries.expand([t as i64, s as i64]));
-    let scores = scores.mask_fill(
-        hidden.unsqueeze::<5>().expand([
-            spec.batch as i64,
-            kv as i64,
-            group as i64,
-            t as i64,
-            s as i64,
-        ]),
-        -1.0e30,
-    );
-    let weights = activation::softmax(scores, 4);
-    let v = v.expand([
-        spec.batch as i64,
-        kv as i64,
-        group as i64,
-        s as i64,
-        d as i64,
-    ]);
-    weights
-        .matmul(v)
-        .permute([0, 3, 1, 2, 4])
-        .reshape([spec.batch * t, spec.heads * d])
+pub fn attention(q: Tensor<2>, k: Tensor<2>, v: Tensor<2>, spec: &AttentionSpec) -> Tensor<2> {
+    let (mut queries, mut keys) = (0, 0);
+    let mut out = Vec::with_capacity(spec.sequences.len());
+    for span in spec.sequences.iter() {
+        let (t, s) = (span.queries, span.keys);
+        if t == 0 {
+            continue;
+        }
+        let q = q.clone().narrow(0, queries, t);
+        let k = k.clone().narrow(0, keys, s);
+        let v = v.clone().narrow(0, keys, s);
+        queries += t;
+        keys += s;
+        let scores = attention_scores(q, k, spec);
+        let mask = hidden(t, s, spec, &scores.device()).unsqueeze::<3>();
+        let mask = mask.expand([spec.heads as i64, t as i64, s as i64]);
+        let weights = activation::softmax(scores.mask_fill(mask, -1.0e30), 2);
+        let mixed = weights.matmul(by_query_head(v, s, spec));
+        out.push(mixed.swap_dims(0, 1).reshape([t, spec.heads * spec.d_head]));
+    }
+    Tensor::cat(out, 0)
 }
 
-/// See [`super::gated_silu`].
-pub fn gated_silu(gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
-    activation::silu(gate) * up
+/// See [`super::activate`].
+pub fn activate(x: Tensor<2>, kind: Activation) -> Tensor<2> {
+    match kind {
+        Activation::Silu => activation::silu(x),
+        Activation::Gelu => activation::gelu(x),
+        Activation::GeluTanh => {
+            let cubic = x.clone().powi_scalar(3) * 0.044_715;
+            let root = std::f64::consts::FRAC_2_SQRT_PI * std::f64::consts::FRAC_1_SQRT_2;
+            let inner = (x.clone() + cubic) * root;
+            x * (inner.tanh() + 1.0) * 0.5
+        }
+        Activation::Relu => activation::relu(x),
+    }
+}
+
+/// See [`super::gated`].
+pub fn gated(gate: Tensor<2>, up: Tensor<2>, kind: Activation) -> Tensor<2> {
+    activate(gate, kind) * up
 }
 
 /// See [`super::cross_entropy`]; here the logits stand in memory whole.
 pub fn cross_entropy(x: Tensor<2>, unembed: Tensor<2>, targets: &[u32]) -> Tensor<1> {
-    let logits = linear(x, unembed);
+    loss_of_logits(linear(x, unembed), targets)
+}
+
+/// Cross-entropy in nats of each row's target, from logits `[n, v]`.
+pub fn loss_of_logits(logits: Tensor<2>, targets: &[u32]) -> Tensor<1> {
     let ids: Vec<i64> = targets.iter().map(|&target| i64::from(target)).collect();
     let ids = TensorData::new(ids, [targets.len(), 1]);
     let ids = Tensor::<2, Int>::from_data(ids, &logits.device());
@@ -136,8 +158,4 @@ pub fn cross_entropy(x: Tensor<2>, unembed: Tensor<2>, targets: &[u32]) -> Tenso
         .gather(1, ids)
         .neg()
         .squeeze_dim(1)
-}
-
-fn dtype(x: &Tensor<2>) -> DType {
-    x.dtype()
 }

@@ -1,9 +1,14 @@
 //! Rotary position embedding on slices (Su et al., arXiv 2104.09864, section 3.4.2).
 
+use std::sync::Arc;
+
 use rayon::prelude::*;
 
 use crate::Real;
 use crate::simd::vectorized;
+
+/// Rows worked on by one task.
+const ROWS: usize = 32;
 
 /// Which coordinates of a head turn together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,59 +19,102 @@ pub enum RotaryPairs {
     HalfSplit,
 }
 
+/// Cosines and sines of every pair's angle at every position: made once a model, not once a call.
+#[derive(Debug, PartialEq)]
+pub struct RotaryTable {
+    /// Pairs of coordinates that turn, half the number of turning coordinates.
+    pairs: usize,
+    /// `[positions, pairs]`.
+    cosines: Vec<f64>,
+    sines: Vec<f64>,
+}
+
+impl RotaryTable {
+    /// The table of `positions` positions; pair `i` turns by `position · frequencies[i]` radians. `scale` multiplies
+    /// cosines and sines (1 but for context extensions that ask for it).
+    pub fn new(positions: usize, frequencies: &[f64], scale: f64) -> Self {
+        let mut cosines = Vec::with_capacity(positions * frequencies.len());
+        let mut sines = Vec::with_capacity(positions * frequencies.len());
+        for position in 0..positions {
+            for frequency in frequencies {
+                let (sin, cos) = (position as f64 * frequency).sin_cos();
+                cosines.push(cos * scale);
+                sines.push(sin * scale);
+            }
+        }
+        Self {
+            pairs: frequencies.len(),
+            cosines,
+            sines,
+        }
+    }
+
+    /// Positions in the table.
+    pub fn positions(&self) -> usize {
+        self.cosines.len().checked_div(self.pairs).unwrap_or(0)
+    }
+
+    /// Coordinates of a head that turn.
+    pub fn turning(&self) -> usize {
+        2 * self.pairs
+    }
+
+    /// Cosines and sines at one position.
+    pub(super) fn at(&self, position: u32) -> (&[f64], &[f64]) {
+        let span = position as usize * self.pairs..(position as usize + 1) * self.pairs;
+        (&self.cosines[span.clone()], &self.sines[span])
+    }
+}
+
 /// What a rotary embedding needs beside the vectors.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct RotarySpec {
-    /// Positions per sequence: the rows are `batch × time`.
-    pub time: usize,
-    /// Position of the first row of each sequence.
-    pub start: usize,
+    /// The angles.
+    pub table: Arc<RotaryTable>,
+    /// The position of each row.
+    pub positions: Arc<[u32]>,
     /// Size of a head.
     pub d_head: usize,
-    /// How many of a head's coordinates turn; even.
-    pub rotary_dim: usize,
-    /// Base of the frequencies: pair `i` turns by `position · base^(−2i/rotary_dim)`.
-    pub base: f64,
     /// Which coordinates form a pair.
     pub pairs: RotaryPairs,
 }
 
-/// Turns every head of `x [batch·time, heads·d_head]`; `inverse` turns back (the transpose, so also the
-/// backward pass).
+/// Turns every head of `x [rows, heads·d_head]`; `inverse` turns back (the transpose, so also the backward pass).
 pub(super) fn rotate<T: Real>(x: &[T], width: usize, spec: &RotarySpec, inverse: bool) -> Vec<T> {
-    let half = spec.rotary_dim / 2;
+    let pairs = spec.table.pairs;
     let sign = if inverse { -1.0 } else { 1.0 };
-    let mut cosines = vec![T::zero(); spec.time * half];
-    let mut sines = vec![T::zero(); spec.time * half];
-    let frequencies: Vec<f64> = (0..half)
-        .map(|pair| spec.base.powf(-2.0 * pair as f64 / spec.rotary_dim as f64))
-        .collect();
-    for row in 0..spec.time {
-        for (pair, frequency) in frequencies.iter().enumerate() {
-            let (sin, cos) = ((spec.start + row) as f64 * frequency).sin_cos();
-            cosines[row * half + pair] = T::of(cos);
-            sines[row * half + pair] = T::of(sign * sin);
-        }
-    }
     let mut out = vec![T::zero(); x.len()];
-    out.par_chunks_mut(spec.time * width)
-        .zip(x.par_chunks(spec.time * width))
-        .for_each(|(out, x)| {
-            vectorized(
-                #[inline(always)]
-                || {
-                    for row in 0..spec.time {
-                        let cosines = &cosines[row * half..(row + 1) * half];
-                        let sines = &sines[row * half..(row + 1) * half];
-                        let span = row * width..(row + 1) * width;
-                        let heads = out[span.clone()].chunks_exact_mut(spec.d_head);
-                        for (out, x) in heads.zip(x[span].chunks_exact(spec.d_head)) {
-                            rotate_head(out, x, cosines, sines, spec.pairs);
-                        }
+    let turn = |first: usize, out: &mut [T], x: &[T]| {
+        let mut cosines = vec![T::zero(); pairs];
+        let mut sines = vec![T::zero(); pairs];
+        vectorized(
+            #[inline(always)]
+            || {
+                let rows = out.chunks_exact_mut(width).zip(x.chunks_exact(width));
+                for (row, (out, x)) in rows.enumerate() {
+                    let (cos, sin) = spec.table.at(spec.positions[first + row]);
+                    for (into, &from) in cosines.iter_mut().zip(cos) {
+                        *into = T::of(from);
                     }
-                },
-            );
-        });
+                    for (into, &from) in sines.iter_mut().zip(sin) {
+                        *into = T::of(sign * from);
+                    }
+                    let heads = out.chunks_exact_mut(spec.d_head);
+                    for (out, x) in heads.zip(x.chunks_exact(spec.d_head)) {
+                        rotate_head(out, x, &cosines, &sines, spec.pairs);
+                    }
+                }
+            },
+        );
+    };
+    if x.len() <= ROWS * width {
+        turn(0, &mut out, x);
+    } else {
+        out.par_chunks_mut(ROWS * width)
+            .zip(x.par_chunks(ROWS * width))
+            .enumerate()
+            .for_each(|(task, (out, x))| turn(task * ROWS, out, x));
+    }
     out
 }
 

@@ -6,7 +6,7 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::{AttentionSpec, RotaryPairs, RotarySpec, composed};
+use super::{Activation, AttentionSpec, RotaryPairs, RotarySpec, RotaryTable, Span, composed};
 
 struct Source(ChaCha8Rng);
 
@@ -86,22 +86,47 @@ fn rms_norm() {
 }
 
 #[test]
+fn layer_norm() {
+    compare(
+        12,
+        [[67, 50], [1, 50], [1, 50]],
+        |[x, w, b]| super::layer_norm(x, w.squeeze_dim(0), b.squeeze_dim(0), 1e-5),
+        |[x, w, b]| composed::layer_norm(x, w.squeeze_dim(0), b.squeeze_dim(0), 1e-5),
+    );
+}
+
+/// A rotary embedding of the classical frequencies.
+fn turning(
+    positions: &[u32],
+    d_head: usize,
+    turning: usize,
+    base: f64,
+    pairs: RotaryPairs,
+) -> RotarySpec {
+    let frequencies: Vec<f64> = (0..turning / 2)
+        .map(|pair| base.powf(-2.0 * pair as f64 / turning as f64))
+        .collect();
+    let last = positions.iter().max().unwrap();
+    RotarySpec {
+        table: Arc::new(RotaryTable::new(*last as usize + 1, &frequencies, 1.0)),
+        positions: Arc::from(positions),
+        d_head,
+        pairs,
+    }
+}
+
+#[test]
 fn rotary() {
     for pairs in [RotaryPairs::Interleaved, RotaryPairs::HalfSplit] {
-        for rotary_dim in [8, 6] {
-            let spec = RotarySpec {
-                time: 5,
-                start: 7,
-                d_head: 8,
-                rotary_dim,
-                base: 1000.0,
-                pairs,
-            };
+        for part in [8, 6] {
+            // More rows than one task takes.
+            let positions: Vec<u32> = (0..40).map(|row| 7 + row % 5).collect();
+            let spec = turning(&positions, 8, part, 1000.0, pairs);
             compare(
                 3,
-                [[10, 24]],
-                |[x]| super::rotary(x, spec),
-                |[x]| composed::rotary(x, spec),
+                [[40, 24]],
+                |[x]| super::rotary(x, spec.clone()),
+                |[x]| composed::rotary(x, &spec),
             );
         }
     }
@@ -115,15 +140,8 @@ fn rotary_scores_depend_on_distance_alone() {
             source.tensor([1, 8], DType::F64),
             source.tensor([1, 8], DType::F64),
         );
-        let score = |i: usize, j: usize| {
-            let at = |start| RotarySpec {
-                time: 1,
-                start,
-                d_head: 8,
-                rotary_dim: 8,
-                base: 100.0,
-                pairs,
-            };
+        let score = |i: u32, j: u32| {
+            let at = |position| turning(&[position], 8, 8, 100.0, pairs);
             let product = super::rotary(q.clone(), at(i)) * super::rotary(k.clone(), at(j));
             product.sum().into_scalar::<f64>()
         };
@@ -134,32 +152,68 @@ fn rotary_scores_depend_on_distance_alone() {
 
 #[test]
 fn attention() {
-    // Longer than a block of queries, one query over a cache, and grouped heads.
-    for (t, s) in [(70, 70), (1, 9), (5, 40), (130, 140)] {
-        let spec = AttentionSpec {
-            batch: 2,
-            heads: 4,
-            kv_heads: 2,
-            d_head: 6,
-            scale: 0.4,
-        };
-        compare(
-            5,
-            [[2 * t, 24], [2 * s, 12], [2 * s, 12]],
-            |[q, k, v]| super::attention(q, k, v, spec),
-            |[q, k, v]| composed::attention(q, k, v, spec),
-        );
+    // Longer than a block of queries, one query over a cache, sequences of different lengths, windows shorter and
+    // longer than a block, capped scores; few long sequences and many short ones take different ways.
+    let cases: [&[(usize, usize)]; 5] = [
+        &[(70, 70), (3, 3)],
+        &[(1, 9), (1, 1), (1, 30)],
+        &[(5, 40), (7, 7)],
+        &[(130, 140)],
+        &[(100, 100), (90, 95), (80, 80), (70, 90), (60, 60)],
+    ];
+    for (case, spans) in cases.into_iter().enumerate() {
+        for (window, softcap) in [
+            (None, None),
+            (Some(4), None),
+            (Some(75), Some(0.7)),
+            (None, Some(2.0)),
+        ] {
+            let spec = AttentionSpec {
+                sequences: spans
+                    .iter()
+                    .map(|&(queries, keys)| Span { queries, keys })
+                    .collect(),
+                heads: 4,
+                kv_heads: 2,
+                d_head: 6,
+                scale: 0.4,
+                window,
+                softcap,
+            };
+            let (t, s) = spec.rows();
+            compare(
+                5 + case as u64,
+                [[t, 24], [s, 12], [s, 12]],
+                |[q, k, v]| super::attention(q, k, v, spec.clone()),
+                |[q, k, v]| composed::attention(q, k, v, &spec),
+            );
+        }
     }
 }
 
+const ACTIVATIONS: [Activation; 4] = [
+    Activation::Silu,
+    Activation::Gelu,
+    Activation::GeluTanh,
+    Activation::Relu,
+];
+
 #[test]
-fn gated_silu() {
-    compare(
-        6,
-        [[40, 37], [40, 37]],
-        |[g, u]| super::gated_silu(g, u),
-        |[g, u]| composed::gated_silu(g, u),
-    );
+fn activations() {
+    for kind in ACTIVATIONS {
+        compare(
+            6,
+            [[40, 37], [40, 37]],
+            |[g, u]| super::gated(g, u, kind),
+            |[g, u]| composed::gated(g, u, kind),
+        );
+        compare(
+            9,
+            [[40, 37]],
+            |[x]| super::activate(x, kind),
+            |[x]| composed::activate(x, kind),
+        );
+    }
 }
 
 #[test]
@@ -184,28 +238,30 @@ fn gradients_by_finite_differences() {
     let gain = source.tensor([8], DType::F64);
     let vocabulary = source.tensor([11, 8], DType::F64);
     let targets: Arc<[u32]> = Arc::from([1, 2, 3, 10, 0, 5]);
-    let rotary = RotarySpec {
-        time: 3,
-        start: 0,
-        d_head: 4,
-        rotary_dim: 4,
-        base: 50.0,
-        pairs: RotaryPairs::Interleaved,
-    };
+    let rotary = turning(&[0, 1, 2, 0, 1, 2], 4, 4, 50.0, RotaryPairs::Interleaved);
     let spec = AttentionSpec {
-        batch: 2,
+        sequences: Arc::from(
+            [Span {
+                queries: 3,
+                keys: 3,
+            }; 2],
+        ),
         heads: 2,
         kv_heads: 1,
         d_head: 4,
         scale: 0.5,
+        window: Some(2),
+        softcap: Some(1.5),
     };
     let loss = |x: Tensor<2>| {
-        let h = super::rms_norm(x.clone(), gain.clone(), 1e-5);
-        let q = super::rotary(super::linear(h.clone(), w.clone()), rotary);
-        let k = super::rotary(super::linear(h.clone(), kv.clone()), rotary);
+        let h = super::layer_norm(x.clone(), gain.clone(), gain.clone() * 0.3, 1e-5);
+        let h = super::rms_norm(h, gain.clone(), 1e-5);
+        let q = super::rotary(super::linear(h.clone(), w.clone()), rotary.clone());
+        let k = super::rotary(super::linear(h.clone(), kv.clone()), rotary.clone());
         let v = super::linear(h.clone(), kv.clone());
-        let x = x + super::attention(q, k, v, spec);
-        let x = x.clone() + super::gated_silu(super::linear(x.clone(), w.clone()), x);
+        let x = x + super::attention(q, k, v, spec.clone());
+        let x = x.clone() + super::gated(super::linear(x.clone(), w.clone()), x, Activation::Gelu);
+        let x = x.clone() + super::activate(x, Activation::GeluTanh);
         super::cross_entropy(x, vocabulary.clone(), Arc::clone(&targets)).mean()
     };
     let grads = loss(x.clone()).backward();
@@ -220,7 +276,7 @@ fn gradients_by_finite_differences() {
         let data = TensorData::new(values, [6, 8]);
         loss(Tensor::from_data(data, (&x.device(), DType::F64))).into_scalar::<f64>()
     };
-    let step = 1e-5;
+    let step = 2e-6;
     for i in 0..values.len() {
         let (mut up, mut down) = (values.clone(), values.clone());
         up[i] += step;

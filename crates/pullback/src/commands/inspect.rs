@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use pullback_model::{ModelFiles, Site};
+use pullback_model::ModelFiles;
 use serde_json::json;
 
 use crate::context::App;
@@ -23,18 +23,24 @@ pub(crate) fn run(app: &App, arguments: &Arguments) -> anyhow::Result<()> {
     let files = ModelFiles::open(&path)?;
     let config = &files.config;
     let tokenizer = &files.tokenizer;
-    let sites: Vec<String> = Site::all(config.n_layers)
-        .iter()
-        .map(ToString::to_string)
-        .collect();
+    let sites: Vec<String> = config.sites().iter().map(ToString::to_string).collect();
     let tensors = files.tensors();
     let result = json!({
         "name": name,
         "path": path,
         "format": files.format(),
         "digest": files.digest,
-        "config": config,
+        "architecture": config.architecture,
+        "layers": config.n_layers,
+        "d_model": config.d_model,
+        "heads": config.n_heads,
+        "kv_heads": config.n_kv_heads,
+        "d_head": config.d_head,
+        "d_mlp": config.d_mlp,
+        "vocab": config.d_vocab,
+        "context": config.n_ctx,
         "parameters": config.n_parameters(),
+        "config": config,
         "tokenizer": {
             "tokens": tokenizer.vocab_size(),
             "bos": tokenizer.bos(),
@@ -75,9 +81,26 @@ pub(crate) fn run(app: &App, arguments: &Arguments) -> anyhow::Result<()> {
         );
         line("context", config.n_ctx.to_string());
         line(
-            "rotary",
-            format!("base {}, {:?} pairs", config.rope_base, config.rotary),
+            "positions",
+            match &config.rotary {
+                Some(rotary) => format!(
+                    "rotary, base {}, {} of {} coordinates, {:?} pairs",
+                    rotary.base, rotary.dim, config.d_head, rotary.pairs
+                ),
+                None => "learned vectors".to_owned(),
+            },
         );
+        let windows: Vec<usize> = config.windows.iter().flatten().copied().collect();
+        if let Some(window) = windows.first() {
+            line(
+                "windows",
+                format!(
+                    "{window} tokens in {} of {} blocks",
+                    windows.len(),
+                    config.n_layers
+                ),
+            );
+        }
         line(
             "embedding",
             if config.tied_embedding {

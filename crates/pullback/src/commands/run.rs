@@ -134,8 +134,10 @@ fn options<'a>(
             top_k: arguments.top_k,
             top_p: arguments.top_p,
             seed: arguments.seed,
+            ..Sampling::default()
         },
         stop: ends.collect(),
+        stop_strings: Vec::new(),
         interventions,
     }
 }
