@@ -14,6 +14,7 @@ mod huggingface;
 mod intervention;
 mod model;
 mod run;
+pub mod sampling;
 mod site;
 mod tokenizer;
 mod weights;
