@@ -2,6 +2,7 @@
 //!
 //! - [`ModelFiles`]: a GGUF file or a Hugging Face directory, checked; [`ModelConfig`], [`Tokenizer`],
 //!   [`ChatTemplate`] come from it.
+//! - [`Llama2c`]: a checkpoint of llama2.c and its tokenizer.
 //! - [`Model`]: the weights as tensors. [`Model::run`] runs any slice of layers with [`Intervention`]s and
 //!   recordings at [`Site`]s, differentiably; [`Model::generate`] makes text.
 
@@ -12,6 +13,7 @@ mod generate;
 pub mod gguf;
 mod huggingface;
 mod intervention;
+mod llama2c;
 mod model;
 mod run;
 pub mod sampling;
@@ -24,6 +26,7 @@ pub use config::{ModelConfig, Rotary};
 pub use error::ModelError;
 pub use generate::{GenerateOptions, NextToken, Sampling};
 pub use intervention::{AddVector, Edit, Intervention, Rows, Zero};
+pub use llama2c::Llama2c;
 pub use model::Model;
 pub use run::{Input, KeyValueCache, RunOptions, RunOutput};
 pub use site::{Place, Site, SiteError};
