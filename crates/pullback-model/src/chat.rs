@@ -127,11 +127,13 @@ impl ChatTemplate {
         Self::or_chatml(gguf.string("tokenizer.chat_template")?, tokenizer)
     }
 
-    /// The template of a Hugging Face directory (`chat_template.jinja`, else `chat_template` in
-    /// `tokenizer_config.json`), or `ChatML` if the vocabulary has its tokens; `None` if neither.
+    /// The template of a Hugging Face directory: the first of `chat_template.jinja`, `chat_template` in
+    /// `chat_template.json` and `chat_template` in `tokenizer_config.json`. In JSON it is a string, or several by name as a
+    /// list of `{"name": …, "template": …}` or as an object, of which the one called `default` is taken, or the only one.
+    /// Without one, `ChatML` if the vocabulary has its tokens; `None` if neither.
     ///
     /// # Errors
-    /// When a file cannot be read or the template does not parse.
+    /// When a file cannot be read, none of several templates is the default, or the template does not parse.
     pub fn from_huggingface(
         directory: &Path,
         tokenizer: &Tokenizer,
@@ -142,22 +144,17 @@ impl ChatTemplate {
                 std::fs::read_to_string(&file).map_err(|source| ModelError::io(&file, source))?;
             return Self::new(&source, tokenizer).map(Some);
         }
-        let file = directory.join("tokenizer_config.json");
-        let settings = if file.is_file() {
-            read_json(&file)?
-        } else {
-            Value::Null
-        };
-        let source = match &settings["chat_template"] {
-            // Several templates by name.
-            Value::Array(list) => list
-                .iter()
-                .find(|entry| entry["name"] == "default")
-                .or(list.first())
-                .and_then(|entry| entry["template"].as_str()),
-            entry => entry.as_str(),
-        };
-        Self::or_chatml(source, tokenizer)
+        for name in ["chat_template.json", "tokenizer_config.json"] {
+            let file = directory.join(name);
+            if !file.is_file() {
+                continue;
+            }
+            let settings = read_json(&file)?;
+            if let Some(source) = template_in(&settings["chat_template"], name)? {
+                return Self::new(source, tokenizer).map(Some);
+            }
+        }
+        Self::or_chatml(None, tokenizer)
     }
 
     fn or_chatml(source: Option<&str>, tokenizer: &Tokenizer) -> Result<Option<Self>, ModelError> {
@@ -317,6 +314,37 @@ impl ChatTemplate {
             }
         }
         Ok(Err(text))
+    }
+}
+
+/// The default template of an entry `chat_template`.
+fn template_in<'a>(entry: &'a Value, file: &str) -> Result<Option<&'a str>, ModelError> {
+    let named: Vec<(&str, &str)> = match entry {
+        Value::Null => return Ok(None),
+        Value::String(source) => return Ok(Some(source)),
+        Value::Array(list) => list
+            .iter()
+            .filter_map(|entry| Some((entry["name"].as_str()?, entry["template"].as_str()?)))
+            .collect(),
+        Value::Object(map) => map
+            .iter()
+            .filter_map(|(name, source)| Some((name.as_str(), source.as_str()?)))
+            .collect(),
+        _ => Vec::new(),
+    };
+    let default = named.iter().find(|(name, _)| *name == "default");
+    match (default, named.as_slice()) {
+        (Some((_, source)), _) | (None, [(_, source)]) => Ok(Some(source)),
+        (None, []) => Err(template_error(&format!(
+            "{file}: chat_template is neither a text nor a list of named templates"
+        ))),
+        (None, several) => {
+            let names: Vec<&str> = several.iter().map(|(name, _)| *name).collect();
+            Err(template_error(&format!(
+                "{file}: none of the templates is called \"default\" (they are: {})",
+                names.join(", ")
+            )))
+        }
     }
 }
 

@@ -80,6 +80,8 @@ pub(crate) struct Family {
     pub(crate) gain_less_one: bool,
     /// Whether positions are turned into angles; else they have learned vectors.
     pub(crate) rotary: bool,
+    /// The share of each head that turns when the file does not say; `None`: always all of it.
+    pub(crate) rotary_share: Option<f64>,
     /// Which coordinates turn together in GGUF files.
     pub(crate) gguf_pairs: Rotary,
     pub(crate) activation: Activation,
@@ -290,6 +292,7 @@ const LLAMA: Family = Family {
     norm: Norm::Rms,
     gain_less_one: false,
     rotary: true,
+    rotary_share: None,
     gguf_pairs: Rotary::Interleaved,
     activation: Activation::Silu,
     gated_mlp: true,
@@ -420,6 +423,7 @@ pub(crate) const FAMILIES: &[Family] = &[
         model_type: "gpt_neox",
         gguf: "gptneox",
         norm: Norm::Layer,
+        rotary_share: Some(0.25),
         gguf_pairs: Rotary::HalfSplit,
         activation: Activation::Gelu,
         gated_mlp: false,

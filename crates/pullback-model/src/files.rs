@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use pullback_artifact::sha256_bytes;
 
@@ -13,6 +14,7 @@ use crate::family::{Family, Part};
 use crate::gguf::Gguf;
 use crate::gguf::config::ROPE_FACTORS;
 use crate::huggingface::{self, HuggingFaceFiles};
+use crate::llama2c::Llama2c;
 use crate::tokenizer::Tokenizer;
 use crate::weights::WeightName;
 
@@ -45,8 +47,9 @@ pub struct ModelFiles {
 }
 
 enum Source {
-    Gguf(Gguf),
+    Gguf(Arc<Gguf>),
     HuggingFace(HuggingFaceFiles),
+    Llama2c(Llama2c),
 }
 
 impl Source {
@@ -64,7 +67,8 @@ impl Source {
                 let (name, part) = family.in_gguf(weight)?;
                 Some((vec![name], part))
             }
-            Self::HuggingFace(_) => {
+            // The files of llama2.c are listed under these names too.
+            Self::HuggingFace(_) | Self::Llama2c(_) => {
                 let (names, part) = family.in_huggingface(weight)?;
                 let mut names = names.to_vec();
                 // The one matrix may be stored under either name, or under both.
@@ -83,6 +87,7 @@ impl Source {
         match self {
             Self::Gguf(gguf) => gguf.tensor(tensor).map(describe),
             Self::HuggingFace(files) => files.describe(tensor),
+            Self::Llama2c(file) => file.describe(tensor),
         }
     }
 
@@ -90,6 +95,7 @@ impl Source {
         match self {
             Self::Gguf(gguf) => gguf.tensors().iter().map(describe).collect(),
             Self::HuggingFace(files) => files.tensors(),
+            Self::Llama2c(file) => file.tensors(),
         }
     }
 
@@ -97,6 +103,7 @@ impl Source {
         match self {
             Self::Gguf(gguf) => gguf.tensor(tensor).map_or(Ok(()), |r| gguf.check_type(r)),
             Self::HuggingFace(files) => files.check_type(tensor),
+            Self::Llama2c(_) => Ok(()),
         }
     }
 
@@ -104,6 +111,7 @@ impl Source {
         match self {
             Self::Gguf(gguf) => gguf.read_f32(tensor),
             Self::HuggingFace(files) => files.read_f32(tensor),
+            Self::Llama2c(file) => file.read_f32(tensor),
         }
     }
 
@@ -111,6 +119,7 @@ impl Source {
         match self {
             Self::Gguf(gguf) => format!("sha256:{}", sha256_bytes(gguf.bytes())),
             Self::HuggingFace(files) => files.digest(),
+            Self::Llama2c(file) => file.digest(),
         }
     }
 
@@ -118,6 +127,7 @@ impl Source {
     fn is_derived(&self, tensor: &str) -> bool {
         match self {
             Self::Gguf(_) => tensor == ROPE_FACTORS,
+            Self::Llama2c(_) => false,
             // Old checkpoints hold the frequencies of the rotary embedding and the mask of the attention.
             Self::HuggingFace(_) => [
                 ".rotary_emb.inv_freq",
@@ -148,6 +158,17 @@ fn check_tensors(path: &Path, config: &ModelConfig, source: &Source) -> Result<(
         let Some(found) = found else {
             return Err(missing(names.into_iter().next().unwrap_or_default()));
         };
+        let joint = !matches!(part, Part::Whole | Part::Transposed);
+        if joint && config.d_q() != config.d_kv() {
+            return Err(ModelError::unsupported(
+                path,
+                format!("tensor {}", found.name),
+                format!(
+                    "queries, keys and values in one tensor need as many key-value heads ({}) as heads ({})",
+                    config.n_kv_heads, config.n_heads
+                ),
+            ));
+        }
         let shape = stored_shape(&weight.shape(config), part, config);
         if found.shape != shape {
             return Err(ModelError::Shape {
@@ -234,8 +255,9 @@ impl fmt::Debug for ModelFiles {
 }
 
 impl ModelFiles {
-    /// Opens a model: a `.gguf` file, a directory in the Hugging Face layout (`config.json`, `model.safetensors` or its
-    /// shards with `model.safetensors.index.json`, `tokenizer.json`), or a directory that holds exactly one `.gguf` file.
+    /// Opens a model: a `.gguf` file, a llama2.c `.bin` file with its tokenizer beside it, a directory in the Hugging Face
+    /// layout (`config.json`, `model.safetensors` or its shards with `model.safetensors.index.json`, `tokenizer.json`), or
+    /// a directory that holds exactly one file of the first two kinds.
     ///
     /// All tensors that the architecture needs are checked for presence, shape and type here; their data are read by
     /// [`ModelFiles::weight`].
@@ -246,33 +268,43 @@ impl ModelFiles {
     pub fn open(path: &Path) -> Result<Self, ModelError> {
         let info = std::fs::metadata(path).map_err(|source| ModelError::io(path, source))?;
         if !info.is_dir() {
-            return Self::open_gguf(path);
+            return Self::open_file(path);
         }
         if path.join("config.json").is_file() {
             return Self::open_huggingface(path);
         }
         let listing = std::fs::read_dir(path).map_err(|source| ModelError::io(path, source))?;
-        let mut found = Vec::new();
+        let (mut ggufs, mut bins) = (Vec::new(), Vec::new());
         for entry in listing {
             let file = entry.map_err(|source| ModelError::io(path, source))?.path();
-            if file
-                .extension()
-                .is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"))
-            {
-                found.push(file);
+            let ends = |end: &str| {
+                let extension = file.extension();
+                extension.is_some_and(|extension| extension.eq_ignore_ascii_case(end))
+            };
+            let name = file.file_name().unwrap_or_default().to_string_lossy();
+            if ends("gguf") {
+                ggufs.push(file);
+            } else if ends("bin") && !name.starts_with("tok") {
+                bins.push(file);
             }
         }
+        let (kind, mut found) = if ggufs.is_empty() {
+            ("llama2.c .bin", bins)
+        } else {
+            (".gguf", ggufs)
+        };
         found.sort();
         match found.as_slice() {
-            [file] => Self::open_gguf(file),
+            [file] => Self::open_file(file),
             [] => Err(ModelError::NotAModel {
                 path: path.to_owned(),
-                problem: "the directory has neither a config.json nor a .gguf file".into(),
+                problem: "the directory has neither a config.json nor a .gguf file nor a llama2.c .bin file"
+                    .into(),
             }),
             several => Err(ModelError::NotAModel {
                 path: path.to_owned(),
                 problem: format!(
-                    "the directory has {} .gguf files; name one of them: {}",
+                    "the directory has {} {kind} files; name one of them: {}",
                     several.len(),
                     several
                         .iter()
@@ -284,14 +316,38 @@ impl ModelFiles {
         }
     }
 
+    fn open_file(path: &Path) -> Result<Self, ModelError> {
+        if path.extension().is_some_and(|extension| extension == "bin") {
+            return Self::open_llama2c(path);
+        }
+        Self::open_gguf(path)
+    }
+
+    fn open_llama2c(path: &Path) -> Result<Self, ModelError> {
+        let file = Llama2c::open(path)?;
+        let config = file.config().clone();
+        let tokenizer = file.tokenizer()?;
+        check_vocabulary(path, &tokenizer, &config)?;
+        let source = Source::Llama2c(file);
+        check_tensors(path, &config, &source)?;
+        Ok(Self {
+            config,
+            digest: source.digest(),
+            tokenizer,
+            chat_template: Ok(None),
+            path: path.to_owned(),
+            source,
+        })
+    }
+
     fn open_gguf(path: &Path) -> Result<Self, ModelError> {
-        let gguf = Gguf::open(path)?;
+        let gguf = Arc::new(Gguf::open(path)?);
         let config = gguf.config()?;
+        let source = Source::Gguf(Arc::clone(&gguf));
+        check_tensors(path, &config, &source)?;
         let tokenizer = Tokenizer::from_gguf(&gguf)?;
         check_vocabulary(path, &tokenizer, &config)?;
         let chat_template = set_aside(ChatTemplate::from_gguf(&gguf, &tokenizer))?;
-        let source = Source::Gguf(gguf);
-        check_tensors(path, &config, &source)?;
         let digest = source.digest();
         Ok(Self {
             config,
@@ -400,6 +456,7 @@ impl ModelFiles {
         match &self.source {
             Source::Gguf(gguf) => format!("GGUF version {}", gguf.version()),
             Source::HuggingFace(_) => "Hugging Face safetensors".into(),
+            Source::Llama2c(file) => format!("llama2.c version {}", file.version()),
         }
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! - [`ModelFiles`]: a GGUF file or a Hugging Face directory, checked; [`ModelConfig`], [`Tokenizer`],
 //!   [`ChatTemplate`] come from it.
+//! - [`Llama2c`]: a checkpoint of llama2.c and its tokenizer.
 //! - [`Model`]: the weights as tensors. [`Model::run`] runs any slice of layers with [`Intervention`]s and
 //!   recordings at [`Site`]s, differentiably; [`Model::generate`] makes text.
 
@@ -17,9 +18,11 @@ mod generate;
 pub mod gguf;
 mod huggingface;
 mod intervention;
+mod llama2c;
 mod model;
 mod pass;
 mod run;
+mod sampling;
 mod site;
 mod tokenizer;
 mod weights;
@@ -29,12 +32,14 @@ pub use chat::{ChatTemplate, Message};
 pub use config::{ModelConfig, Norm, RopeScaling, Rotary, RotaryConfig};
 pub use error::ModelError;
 pub use files::{ModelFiles, TensorDescription};
-pub use generate::{GenerateOptions, NextToken, Sampling};
+pub use generate::{Emission, Ending, GenerateOptions, Generated, NextToken};
 pub use intervention::{
     AddVector, Edit, Intervention, Positions, ProjectOut, Replace, Rows, Scale, Zero,
 };
+pub use llama2c::Llama2c;
 pub use model::Model;
 pub use run::{ForwardMode, Input, RunOptions, RunOutput};
+pub use sampling::{Piece, Sampling, StopStrings, choose, distribution};
 pub use site::{Place, Site, SiteError};
 pub use tokenizer::{DecodeStream, Tokenizer};
 pub use weights::WeightName;

@@ -2,6 +2,9 @@
 
 mod gguf;
 mod huggingface;
+mod llama2c;
+mod roles;
+mod sentencepiece;
 mod stream;
 
 use std::ops::Range;
@@ -61,13 +64,17 @@ struct SpecialIds {
 }
 
 /// Special tokens that end a turn or a text in the chat formats in use, whatever the file says of them.
-const END_TOKENS: [&str; 7] = [
+const END_TOKENS: [&str; 11] = [
     "<|im_end|>",
     "<|endoftext|>",
     "<|eot_id|>",
+    "<|eom_id|>",
     "<|end_of_text|>",
     "<end_of_turn>",
     "<|end|>",
+    "<|return|>",
+    "<eos>",
+    "<｜end▁of▁sentence｜>",
     "</s>",
 ];
 
@@ -99,6 +106,23 @@ impl Tokenizer {
         huggingface::build(directory)
     }
 
+    /// Reads the tokenizer file of a llama2.c checkpoint (`tokenizer.bin`, `tok512.bin`): SentencePiece BPE with scores and
+    /// byte tokens, whose first three tokens are the unknown one, the one that begins texts and the one that ends them.
+    ///
+    /// # Errors
+    /// When the file cannot be read, is cut short, or is no such file.
+    pub fn from_llama2c(path: &Path) -> Result<Self, ModelError> {
+        llama2c::build(path)
+    }
+
+    /// [`Tokenizer::from_llama2c`] of a file that is already in memory; `path` is used in errors only.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::from_llama2c`].
+    pub fn from_llama2c_bytes(path: &Path, bytes: &[u8]) -> Result<Self, ModelError> {
+        llama2c::parse(path, bytes)
+    }
+
     fn new(
         mut parsing: tokenizers::Tokenizer,
         tokens: Vec<Token>,
@@ -118,6 +142,8 @@ impl Tokenizer {
                 special.ends.push(id);
             }
         }
+        // A token that does not exist cannot end a text.
+        special.ends.retain(|&id| (id as usize) < tokens.len());
         special.ends.sort_unstable();
         special.ends.dedup();
         let divisible = is_divisible(&parsing);
@@ -279,13 +305,23 @@ impl Tokenizer {
         text
     }
 
-    /// The id of a token, by its text: that of a special token as it is written, or of a token as it decodes.
+    /// The id of a token, by its text: that of a special token as it is written, or of a token as it decodes. A token for
+    /// a byte, such as `<0x41>`, counts only where no other token writes the same.
     pub fn token_id(&self, text: &str) -> Option<u32> {
         let of = |special| {
-            self.tokens
-                .iter()
-                .position(|t| t.special == special && &*t.bytes == text.as_bytes())
-                .map(|id| id as u32)
+            let mut found = (0u32..)
+                .zip(&self.tokens)
+                .filter(|(_, token)| token.special == special && &*token.bytes == text.as_bytes())
+                .map(|(id, _)| id);
+            let first = found.next()?;
+            let is_byte = |id: u32| {
+                let name = self.parsing.id_to_token(id);
+                name.is_some_and(|name| byte_token(&name).is_some())
+            };
+            if is_byte(first) {
+                return found.find(|&id| !is_byte(id)).or(Some(first));
+            }
+            Some(first)
         };
         of(true).or_else(|| of(false))
     }
@@ -327,10 +363,19 @@ impl Tokenizer {
             .is_some_and(|token| token.special)
     }
 
-    /// Whether generation stops at this token: [`Tokenizer::eos`], or another control token that ends a text or a turn
-    /// (`<|im_end|>`, `<|endoftext|>` and the like).
+    /// The tokens that generation stops at, in the order of their ids: [`Tokenizer::eos`], those that the files name, and
+    /// other control tokens that end a text or a turn in the formats in use (`<|im_end|>`, `<|endoftext|>` and the like).
+    ///
+    /// In a Hugging Face directory they are named by `eos_token_id` (a number or a list) of `generation_config.json`, else
+    /// of `config.json`, else by the `eos_token` of `tokenizer_config.json`; in a GGUF file by
+    /// `tokenizer.ggml.eos_token_id`, `eot_token_id` and `eom_token_id`.
+    pub fn end_tokens(&self) -> &[u32] {
+        &self.special.ends
+    }
+
+    /// Whether generation stops at this token, see [`Tokenizer::end_tokens`].
     pub fn is_end(&self, id: u32) -> bool {
-        self.special.ends.contains(&id)
+        self.special.ends.binary_search(&id).is_ok()
     }
 
     /// Finds special tokens in a text: at each place the longest one.

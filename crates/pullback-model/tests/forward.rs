@@ -151,6 +151,10 @@ fn the_gradient_at_every_site_agrees_with_finite_differences() {
     let targets = [60_u32, 7, 100, 33, 2];
     let device = Device::flex().autodiff();
     for site in Site::all(model.config()) {
+        // The loss is made from the last stream, and the logits have no part in that.
+        if site == Site::logits() {
+            continue;
+        }
         let width = {
             let options = RunOptions {
                 record: &[site],

@@ -185,14 +185,14 @@ fn softcap(
     })
 }
 
-/// The settings of the rotary embedding: at the top of the file, in `rope_scaling`, or (transformers 5) in
-/// `rope_parameters`, there once for each kind of block in families that have two.
+/// The settings of the rotary embedding: in `rope_scaling`, or (transformers 5) in `rope_parameters`, there once for each
+/// kind of block in families that have two; what they leave out stands at the top of the file.
 fn rotary(fields: &Fields<'_>, family: &Family, d_head: usize) -> Result<RotaryConfig, ModelError> {
     let given = |key: &'static str| {
         let value = fields.json.get(key).filter(|value| !value.is_null());
         value.map(|value| (key, value))
     };
-    let (key, group) = match given("rope_parameters").or_else(|| given("rope_scaling")) {
+    let (key, group) = match given("rope_scaling").or_else(|| given("rope_parameters")) {
         Some((key, group)) => (key, Some(group)),
         None => ("rope_parameters", None),
     };
@@ -205,15 +205,14 @@ fn rotary(fields: &Fields<'_>, family: &Family, d_head: usize) -> Result<RotaryC
     };
     let settings = inner(global.unwrap_or(&empty));
     let number = |names: &[&str]| -> Result<Option<f64>, ModelError> {
-        for name in names {
-            if let Some(value) = fields.number(name)? {
-                return Ok(Some(value));
+        for place in [&settings, fields] {
+            for name in names {
+                if let Some(value) = place.number(name)? {
+                    return Ok(Some(value));
+                }
             }
         }
-        match names.first() {
-            Some(name) => settings.number(name),
-            None => Ok(None),
-        }
+        Ok(None)
     };
     let default_base = if family.local_rope_base.is_some() {
         1_000_000.0
@@ -226,8 +225,17 @@ fn rotary(fields: &Fields<'_>, family: &Family, d_head: usize) -> Result<RotaryC
         None => fields.number("rope_local_base_freq")?,
     };
     let share = number(&["partial_rotary_factor", "rotary_pct"])?;
-    // GPT-NeoX turns a quarter of each head when its file does not say.
-    let share = share.unwrap_or(if family.name == "gpt_neox" { 0.25 } else { 1.0 });
+    let share = share.or(family.rotary_share).unwrap_or(1.0);
+    if family.rotary_share.is_none() && share < 1.0 {
+        return Err(ModelError::unsupported(
+            fields.path,
+            "partial_rotary_factor",
+            format!(
+                "a rotary embedding of part of each head is not supported in {} models",
+                family.name
+            ),
+        ));
+    }
     if !(share > 0.0 && share <= 1.0) {
         return Err(ModelError::malformed(
             fields.path,

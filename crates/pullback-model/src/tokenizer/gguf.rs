@@ -1,29 +1,20 @@
 //! Building a tokenizer from GGUF metadata.
 
+use tokenizers::SplitDelimiterBehavior;
 use tokenizers::models::bpe::{BPE, Merges, Vocab};
-use tokenizers::normalizers::{NFC, Prepend, Replace, Sequence as NormalizerSequence};
+use tokenizers::normalizers::NFC;
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::pre_tokenizers::digits::Digits;
 use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
-use tokenizers::{AddedToken, NormalizerWrapper, SplitDelimiterBehavior};
 
+use super::sentencepiece::{self, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Vocabulary, add_tokens};
 use super::{
     LLAMA3_PATTERN, QWEN2_PATTERN, SpecialIds, TextForm, Token, Tokenizer, byte_level_bytes,
-    byte_token, sentencepiece_bytes,
 };
 use crate::error::ModelError;
 use crate::gguf::{Array, Gguf};
-
-/// `LLAMA_TOKEN_TYPE_*` of llama.cpp: the kinds of token that matter here.
-const UNKNOWN: i64 = 2;
-const CONTROL: i64 = 3;
-const USER_DEFINED: i64 = 4;
-const BYTE: i64 = 6;
-
-/// Tokens of SentencePiece are words at most; finding the merges of much longer ones would take forever.
-const MAX_TOKEN_BYTES: usize = 1024;
 
 const TOKENS: &str = "tokenizer.ggml.tokens";
 const TOKEN_TYPES: &str = "tokenizer.ggml.token_type";
@@ -60,7 +51,7 @@ fn missing(gguf: &Gguf, key: &str) -> ModelError {
 
 fn token_types(gguf: &Gguf, count: usize) -> Result<Vec<i64>, ModelError> {
     let types = match gguf.array(TOKEN_TYPES)? {
-        None => vec![1; count],
+        None => vec![NORMAL; count],
         Some(Array::I32(types)) => types.iter().map(|&t| t.into()).collect(),
         Some(Array::U32(types)) => types.iter().map(|&t| t.into()).collect(),
         Some(_) => {
@@ -110,31 +101,9 @@ fn special_ids(gguf: &Gguf, count: usize, add_bos: bool) -> Result<SpecialIds, M
         add_bos: gguf
             .boolean("tokenizer.ggml.add_bos_token")?
             .unwrap_or(add_bos),
-        ends: id("eot")?.into_iter().collect(),
+        // The end of a turn, and of a message after which the turn goes on (a call of a tool).
+        ends: id("eot")?.into_iter().chain(id("eom")?).collect(),
     })
-}
-
-/// Makes control and user-defined tokens known as such, in the order of their ids.
-fn add_tokens(
-    gguf: &Gguf,
-    tokenizer: &mut tokenizers::Tokenizer,
-    names: &[String],
-    types: &[i64],
-) -> Result<(), ModelError> {
-    let added: Vec<AddedToken> = names
-        .iter()
-        .zip(types)
-        .filter(|(name, kind)| {
-            matches!(**kind, UNKNOWN | CONTROL | USER_DEFINED) && !name.is_empty()
-        })
-        .map(|(name, &kind)| {
-            AddedToken::from(name.as_str(), kind != USER_DEFINED).normalized(false)
-        })
-        .collect();
-    tokenizer
-        .add_tokens(added)
-        .map_err(|error| ModelError::malformed(gguf.path(), TOKENS, error.to_string()))?;
-    Ok(())
 }
 
 fn byte_level(gguf: &Gguf, names: &[String], types: &[i64]) -> Result<Tokenizer, ModelError> {
@@ -165,7 +134,7 @@ fn byte_level(gguf: &Gguf, names: &[String], types: &[i64]) -> Result<Tokenizer,
             .map_err(|error| ModelError::tokenizer(error.to_string()))?;
     }
     tokenizer.with_pre_tokenizer(Some(Sequence::new(pre.steps)));
-    add_tokens(gguf, &mut tokenizer, names, types)?;
+    add_tokens((gguf.path(), TOKENS), &mut tokenizer, names, types)?;
     let tokens = names
         .iter()
         .zip(types)
@@ -241,12 +210,10 @@ impl PreTokenization {
     }
 }
 
-/// SentencePiece BPE. Its merges are not stored: two tokens merge if their texts joined are a token, the one with the
-/// highest score first. The list of merges that follows is that of `generate_merges` in the converters of Hugging Face
-/// transformers.
+/// SentencePiece BPE, with the scores of its tokens.
 fn sentencepiece(gguf: &Gguf, names: &[String], types: &[i64]) -> Result<Tokenizer, ModelError> {
-    let scores: Vec<f32> = match gguf.array(SCORES)? {
-        Some(Array::F32(scores)) => scores.clone(),
+    let scores = match gguf.array(SCORES)? {
+        Some(Array::F32(scores)) => scores,
         Some(_) => {
             return Err(ModelError::malformed(
                 gguf.path(),
@@ -258,91 +225,15 @@ fn sentencepiece(gguf: &Gguf, names: &[String], types: &[i64]) -> Result<Tokeniz
     };
     same_length(gguf, SCORES, scores.len(), names.len())?;
     let special = special_ids(gguf, names.len(), true)?;
-
-    let vocab: Vocab = names.iter().cloned().zip(0..).collect();
-    let mut merges = Vec::new();
-    for (name, (&kind, &score)) in names.iter().zip(types.iter().zip(&scores)) {
-        if matches!(kind, UNKNOWN | CONTROL | BYTE) {
-            continue;
-        }
-        if name.len() > MAX_TOKEN_BYTES {
-            return Err(ModelError::malformed(
-                gguf.path(),
-                TOKENS,
-                format!(
-                    "a token is {} bytes long, more than {MAX_TOKEN_BYTES}",
-                    name.len()
-                ),
-            ));
-        }
-        let mut splits: Vec<(u32, u32, &str, &str)> = name
-            .char_indices()
-            .skip(1)
-            .filter_map(|(at, _)| {
-                let (left, right) = name.split_at(at);
-                Some((*vocab.get(left)?, *vocab.get(right)?, left, right))
-            })
-            .collect();
-        splits.sort_unstable();
-        merges.extend(
-            splits
-                .into_iter()
-                .map(|(_, _, left, right)| (score, left, right)),
-        );
-    }
-    merges.sort_by(|a, b| {
-        let lengths = |left: &str, right: &str| (left.chars().count(), right.chars().count());
-        b.0.total_cmp(&a.0)
-            .then_with(|| lengths(b.1, b.2).cmp(&lengths(a.1, a.2)))
-    });
-    let merges = merges
-        .into_iter()
-        .map(|(_, left, right)| (left.to_owned(), right.to_owned()))
-        .collect();
-
-    let mut builder = BPE::builder()
-        .vocab_and_merges(vocab, merges)
-        .byte_fallback(true)
-        .fuse_unk(true);
-    if let Some(unk) = special.unk {
-        builder = builder.unk_token(names[unk as usize].clone());
-    }
-    let model = builder
-        .build()
-        .map_err(|error| ModelError::malformed(gguf.path(), TOKENS, error.to_string()))?;
-    let mut tokenizer = tokenizers::Tokenizer::new(model);
     let add_space = gguf
         .boolean("tokenizer.ggml.add_space_prefix")?
         .unwrap_or(true);
-    let mut steps: Vec<NormalizerWrapper> = Vec::new();
-    if add_space {
-        steps.push(Prepend::new("▁".into()).into());
-    }
-    let spaces =
-        Replace::new(" ", "▁").map_err(|error| ModelError::tokenizer(error.to_string()))?;
-    steps.push(spaces.into());
-    tokenizer
-        .with_normalizer(Some(NormalizerSequence::new(steps)))
-        .map_err(|error| ModelError::tokenizer(error.to_string()))?;
-    add_tokens(gguf, &mut tokenizer, names, types)?;
-    let tokens = names
-        .iter()
-        .zip(types)
-        .map(|(name, &kind)| Token {
-            bytes: match kind {
-                CONTROL | UNKNOWN => name.as_bytes().into(),
-                BYTE => {
-                    byte_token(name).map_or_else(|| name.as_bytes().into(), |byte| [byte].into())
-                }
-                _ => sentencepiece_bytes(name).into(),
-            },
-            special: matches!(kind, CONTROL | UNKNOWN),
-        })
-        .collect();
-    let form = if add_space {
-        TextForm::BytesAfterSpace
-    } else {
-        TextForm::Bytes
+    let vocabulary = Vocabulary {
+        path: gguf.path(),
+        field: TOKENS,
+        names,
+        types,
+        scores,
     };
-    Tokenizer::new(tokenizer, tokens, form, special)
+    sentencepiece::build(&vocabulary, special, add_space)
 }

@@ -4,9 +4,9 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::{SpecialIds, TextForm, Token, Tokenizer, byte_level_bytes, sentencepiece_bytes};
+use super::roles::Settings;
+use super::{TextForm, Token, Tokenizer, byte_level_bytes, sentencepiece_bytes};
 use crate::error::ModelError;
-use crate::huggingface::read_json;
 
 /// An id may exceed the number of tokens by this much; vocabularies with larger holes are taken for damage.
 const MAX_HOLES: usize = 1 << 16;
@@ -47,7 +47,7 @@ pub(super) fn build(directory: &Path) -> Result<Tokenizer, ModelError> {
             }
         }
     }
-    let special = special_ids(directory, &tokenizer)?;
+    let special = Settings::read(directory)?.special_ids(&tokenizer);
     let form = match style {
         Style::ByteLevel | Style::SentencePiece { strip: false } => TextForm::Bytes,
         Style::SentencePiece { strip: true } => TextForm::BytesAfterSpace,
@@ -95,66 +95,4 @@ impl Style {
         }
         Self::Other
     }
-}
-
-fn read_optional(path: &Path) -> Result<Value, ModelError> {
-    if path.is_file() {
-        read_json(path)
-    } else {
-        Ok(Value::Null)
-    }
-}
-
-fn special_ids(
-    directory: &Path,
-    tokenizer: &tokenizers::Tokenizer,
-) -> Result<SpecialIds, ModelError> {
-    let settings = read_optional(&directory.join("tokenizer_config.json"))?;
-    let map = read_optional(&directory.join("special_tokens_map.json"))?;
-    let config = read_optional(&directory.join("config.json"))?;
-    let generation = read_optional(&directory.join("generation_config.json"))?;
-    let named = |role: &str| {
-        let key = format!("{role}_token");
-        let by_name = [&settings, &map].into_iter().find_map(|json| {
-            let entry = &json[&key];
-            entry
-                .as_str()
-                .or_else(|| entry["content"].as_str())
-                .map(str::to_owned)
-        });
-        match by_name {
-            Some(name) => tokenizer.token_to_id(&name),
-            None => config[format!("{role}_token_id")]
-                .as_u64()
-                .and_then(|id| u32::try_from(id).ok()),
-        }
-    };
-    let bos = named("bos");
-    // Without a word in the settings, the post-processor tells: it puts the token before every text.
-    let add_bos = match settings["add_bos_token"].as_bool() {
-        Some(add_bos) => add_bos,
-        None => tokenizer
-            .encode_fast("a", true)
-            .is_ok_and(|encoding| bos.is_some() && encoding.get_ids().first() == bos.as_ref()),
-    };
-    let ends = match &generation["eos_token_id"] {
-        Value::Array(ids) => ids
-            .iter()
-            .filter_map(Value::as_u64)
-            .filter_map(|id| u32::try_from(id).ok())
-            .collect(),
-        id => id
-            .as_u64()
-            .and_then(|id| u32::try_from(id).ok())
-            .into_iter()
-            .collect(),
-    };
-    Ok(SpecialIds {
-        bos,
-        eos: named("eos"),
-        unk: named("unk"),
-        pad: named("pad"),
-        add_bos,
-        ends,
-    })
 }

@@ -50,6 +50,23 @@ pub fn smollm2() -> Option<PathBuf> {
     found
 }
 
+/// One of the small published models `stories260K` and `tinystories-656k`, if they are on this machine: in the directory
+/// that `PULLBACK_TEST_MODELS` names, or in `shared/data/models` beside the checkout.
+///
+/// Tests that need it return at once where it is not.
+pub fn small_model(name: &str) -> Option<PathBuf> {
+    let models = std::env::var_os("PULLBACK_TEST_MODELS").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data/models"),
+        PathBuf::from,
+    );
+    let path = models.join(name);
+    if path.is_dir() {
+        return Some(path);
+    }
+    eprintln!("{name} is not in {}: skipped", models.display());
+    None
+}
+
 fn find(directory: &Path, name: &str, depth: usize) -> Option<PathBuf> {
     let path = directory.join(name);
     if path.is_file() {
