@@ -3,14 +3,18 @@
 mod gguf;
 mod huggingface;
 mod llama2c;
+mod merges;
+mod pre_tokenizer;
 mod roles;
 mod sentencepiece;
 mod stream;
+mod vocab_merges;
 
 use std::ops::Range;
 use std::path::Path;
 use std::sync::OnceLock;
 
+use self::pre_tokenizer::PATTERNS;
 pub use self::stream::DecodeStream;
 
 use crate::error::ModelError;
@@ -38,17 +42,41 @@ struct Token {
     /// What the token stands for in decoded text.
     bytes: Box<[u8]>,
     special: bool,
+    /// Whether it stands for one byte of a character that the vocabulary does not have.
+    is_byte: bool,
 }
 
 /// How texts of tokens join to text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum TextForm {
-    /// The bytes of the tokens joined.
+    /// The bytes of the tokens joined; those that are not UTF-8 become `U+FFFD` as in [`String::from_utf8_lossy`].
     Bytes,
-    /// The same, without the space that was put before the text when it was encoded.
-    BytesAfterSpace,
+    /// Texts of tokens, and single bytes for characters that the vocabulary does not have.
+    Pieces { bytes: LooseBytes, start: Start },
     /// Through the decoder of the tokenizer.
     Decoder,
+}
+
+/// What becomes of runs of byte tokens that are not UTF-8.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum LooseBytes {
+    /// Each byte that begins no character becomes `U+FFFD`: the decoder of the sentencepiece library.
+    EachWrong,
+    /// All bytes of the run become `U+FFFD`: the decoder `ByteFallback` of the tokenizers library.
+    WholeRun,
+}
+
+/// What is left out at the start of a text, because it was put there when the text was encoded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Start {
+    /// Nothing.
+    Whole,
+    /// One space of the text: the decoder `Strip` of the tokenizers library.
+    WithoutSpace,
+    /// One space of the first token, if that is no byte token: the decoder of the sentencepiece library.
+    WithoutSpaceOfToken,
+    /// All spaces of the first token: the decoder `Metaspace` of the tokenizers library.
+    WithoutSpacesOfToken,
 }
 
 /// Tokens with a role.
@@ -97,11 +125,12 @@ impl Tokenizer {
         gguf::build(gguf)
     }
 
-    /// Reads the `tokenizer.json` of a directory, with the roles of tokens from `tokenizer_config.json`,
+    /// Reads the `tokenizer.json` of a directory, or else its `vocab.json` and `merges.txt` (GPT-2), with the roles of tokens from `tokenizer_config.json`,
     /// `special_tokens_map.json` or `config.json`, whichever names them first.
     ///
     /// # Errors
-    /// When `tokenizer.json` is missing or malformed.
+    /// When a file is malformed, or the directory has neither, be it that its tokenizer is only there as `tokenizer.model`;
+    /// the error names what is needed.
     pub fn from_huggingface(directory: &Path) -> Result<Self, ModelError> {
         huggingface::build(directory)
     }
@@ -251,23 +280,31 @@ impl Tokenizer {
     }
 
     /// The text of ids, without the special ones if `skip_special`. Bytes that are not UTF-8 become `U+FFFD`, ids outside
-    /// of the vocabulary nothing.
+    /// of the vocabulary nothing. It is the text that the library gives which the tokenizer was made with: that of
+    /// `tokenizer.json` by Hugging Face, or sentencepiece for scores in GGUF files and llama2.c.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> String {
-        if self.form == TextForm::Decoder
-            && let Ok(text) = self.parsing.decode(ids, skip_special)
-        {
-            return text;
+        match self.form {
+            TextForm::Decoder => {
+                if let Ok(text) = self.parsing.decode(ids, skip_special) {
+                    return text;
+                }
+            }
+            TextForm::Bytes => {
+                let bytes: Vec<u8> = ids
+                    .iter()
+                    .filter(|&&id| !(skip_special && self.is_special(id)))
+                    .flat_map(|&id| self.bytes_of(id).iter().copied())
+                    .collect();
+                return String::from_utf8_lossy(&bytes).into_owned();
+            }
+            TextForm::Pieces { .. } => {}
         }
-        let bytes: Vec<u8> = ids
-            .iter()
-            .filter(|&&id| !(skip_special && self.is_special(id)))
-            .flat_map(|&id| self.bytes_of(id).iter().copied())
-            .collect();
-        let bytes = match (self.form, bytes.as_slice()) {
-            (TextForm::BytesAfterSpace, [b' ', rest @ ..]) => rest,
-            (_, all) => all,
-        };
-        String::from_utf8_lossy(bytes).into_owned()
+        let mut stream = self.decode_stream(skip_special);
+        let mut text = String::new();
+        for &id in ids {
+            stream.push_onto(id, &mut text);
+        }
+        text + &stream.finish()
     }
 
     /// Decodes one id after the other; the pieces joined are what [`Tokenizer::decode`] gives for all.
@@ -427,10 +464,6 @@ fn divide(text: &str) -> Vec<&str> {
     pieces
 }
 
-/// The pattern of the `ByteLevel` pre-tokenizer's successors in Llama 3, and in Qwen 2.
-const LLAMA3_PATTERN: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const QWEN2_PATTERN: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-
 /// Whether a cut between an ASCII letter and a space leaves the encoding as it is.
 ///
 /// It does where the text is split by one of the patterns known here, none of which matches a letter and a space after it
@@ -443,7 +476,7 @@ fn is_divisible(tokenizer: &tokenizers::Tokenizer) -> bool {
                 && part["invert"] == false
                 && part["pattern"]["Regex"]
                     .as_str()
-                    .is_some_and(|p| p == LLAMA3_PATTERN || p == QWEN2_PATTERN)
+                    .is_some_and(|pattern| PATTERNS.contains(&pattern))
         }
         _ => false,
     };

@@ -294,9 +294,9 @@ fn metadata_that_do_not_make_a_tokenizer() {
     assert_has(
         &llama()
             .without("tokenizer.ggml.pre")
-            .string("tokenizer.ggml.pre", "tekken"),
+            .string("tokenizer.ggml.pre", "bloom"),
         &[
-            "tokenizer.ggml.pre: the pre-tokenizer \"tekken\" is not supported (supported: default, gpt-2, smollm,",
+            "tokenizer.ggml.pre: the pre-tokenizer \"bloom\" is not supported (supported: default, gpt-2, phi-2,",
         ],
     );
     let tokens = |tokens: &[&str]| {
@@ -372,18 +372,73 @@ fn pre_tokenizers_by_name() {
 #[test]
 fn directories_without_a_usable_tokenizer() {
     let directory = tempfile::tempdir().unwrap();
-    let message = Tokenizer::from_huggingface(directory.path())
-        .unwrap_err()
-        .to_string();
+    let message = || {
+        Tokenizer::from_huggingface(directory.path())
+            .unwrap_err()
+            .to_string()
+    };
+    let write = |name: &str, text: &str| {
+        std::fs::write(directory.path().join(name), text).unwrap();
+    };
     assert!(
-        message.contains("cannot read") && message.contains("tokenizer.json"),
-        "{message}"
+        message().contains(
+            "it has no tokenizer; a tokenizer.json is needed, or vocab.json and merges.txt"
+        ),
+        "{}",
+        message()
     );
+    write("tokenizer.model", "SentencePiece");
+    assert!(
+        message().contains("its tokenizer is there only as tokenizer.model, which cannot be read by itself; a tokenizer.json"),
+        "{}",
+        message()
+    );
+    write("merges.txt", "#version: 0.2\na b\n");
+    assert!(message().contains("only as tokenizer.model"));
+    for (vocab, expected) in [
+        ("[]", "vocab.json: vocabulary: expected an object"),
+        (
+            r#"{"a": -1}"#,
+            "vocab.json: token \"a\": -1 is not a token id",
+        ),
+        (
+            r#"{"a": 0, "b": 1}"#,
+            "merges.txt: merges: entry 0, \"a\" and \"b\": \"ab\" is not a token",
+        ),
+        (
+            r#"{"a": 4000000000, "b": 0, "ab": 1}"#,
+            "vocab: the largest id is 4000000000",
+        ),
+    ] {
+        write("vocab.json", vocab);
+        assert!(message().contains(expected), "{}", message());
+    }
+    write("vocab.json", r#"{"a": 0, "b": 1, "ab": 2}"#);
+    assert!(Tokenizer::from_huggingface(directory.path()).is_ok());
+    write("merges.txt", "a b\nab\n");
+    assert!(
+        message().contains("merges.txt: line 2: \"ab\" is not two tokens"),
+        "{}",
+        message()
+    );
+    write(
+        "tokenizer_config.json",
+        r#"{"tokenizer_class": "RobertaTokenizerFast"}"#,
+    );
+    assert!(
+        message().contains(
+            "tokenizer_class: \"RobertaTokenizer\" is not supported without a tokenizer.json"
+        ),
+        "{}",
+        message()
+    );
+    std::fs::remove_file(directory.path().join("tokenizer_config.json")).unwrap();
+
     std::fs::write(directory.path().join("tokenizer.json"), "{\"model\": 3").unwrap();
     let message = Tokenizer::from_huggingface(directory.path())
         .unwrap_err()
         .to_string();
-    assert!(message.contains("tokenizer.json: tokenizer: "), "{message}");
+    assert!(message.contains("tokenizer.json: JSON: "), "{message}");
     let huge = r#"{"version": "1.0", "added_tokens": [], "model": {"type": "BPE", "vocab": {"a": 4000000000}, "merges": []}}"#;
     std::fs::write(directory.path().join("tokenizer.json"), huge).unwrap();
     let message = Tokenizer::from_huggingface(directory.path())

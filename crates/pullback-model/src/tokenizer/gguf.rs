@@ -1,18 +1,13 @@
 //! Building a tokenizer from GGUF metadata.
 
-use tokenizers::SplitDelimiterBehavior;
 use tokenizers::models::bpe::{BPE, Merges, Vocab};
 use tokenizers::normalizers::NFC;
-use tokenizers::pre_tokenizers::PreTokenizerWrapper;
-use tokenizers::pre_tokenizers::byte_level::ByteLevel;
-use tokenizers::pre_tokenizers::digits::Digits;
 use tokenizers::pre_tokenizers::sequence::Sequence;
-use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 
+use super::merges;
+use super::pre_tokenizer::PreTokenization;
 use super::sentencepiece::{self, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Vocabulary, add_tokens};
-use super::{
-    LLAMA3_PATTERN, QWEN2_PATTERN, SpecialIds, TextForm, Token, Tokenizer, byte_level_bytes,
-};
+use super::{SpecialIds, TextForm, Token, Tokenizer, byte_level_bytes};
 use crate::error::ModelError;
 use crate::gguf::{Array, Gguf};
 
@@ -21,7 +16,6 @@ const TOKEN_TYPES: &str = "tokenizer.ggml.token_type";
 const SCORES: &str = "tokenizer.ggml.scores";
 const MERGES: &str = "tokenizer.ggml.merges";
 const MODEL: &str = "tokenizer.ggml.model";
-const PRE: &str = "tokenizer.ggml.pre";
 
 pub(super) fn build(gguf: &Gguf) -> Result<Tokenizer, ModelError> {
     let model = gguf.string(MODEL)?.ok_or_else(|| missing(gguf, MODEL))?;
@@ -107,7 +101,7 @@ fn special_ids(gguf: &Gguf, count: usize, add_bos: bool) -> Result<SpecialIds, M
 }
 
 fn byte_level(gguf: &Gguf, names: &[String], types: &[i64]) -> Result<Tokenizer, ModelError> {
-    let pre = PreTokenization::named(gguf)?;
+    let pre = PreTokenization::of(gguf)?;
     let lines = gguf.strings(MERGES)?.ok_or_else(|| missing(gguf, MERGES))?;
     let mut merges: Merges = Vec::with_capacity(lines.len());
     for (index, line) in lines.iter().enumerate() {
@@ -122,6 +116,13 @@ fn byte_level(gguf: &Gguf, names: &[String], types: &[i64]) -> Result<Tokenizer,
         merges.push((left.to_owned(), right.to_owned()));
     }
     let vocab: Vocab = names.iter().cloned().zip(0..).collect();
+    merges::check(
+        gguf.path(),
+        MERGES,
+        |token| vocab.contains_key(token),
+        "",
+        merges.iter().map(|(a, b)| (a.as_str(), b.as_str())),
+    )?;
     let model = BPE::builder()
         .vocab_and_merges(vocab, merges)
         .ignore_merges(pre.ignore_merges)
@@ -144,6 +145,7 @@ fn byte_level(gguf: &Gguf, names: &[String], types: &[i64]) -> Result<Tokenizer,
                 _ => byte_level_bytes(name).into(),
             },
             special: matches!(kind, UNKNOWN | CONTROL),
+            is_byte: false,
         })
         .collect();
     Tokenizer::new(
@@ -152,62 +154,6 @@ fn byte_level(gguf: &Gguf, names: &[String], types: &[i64]) -> Result<Tokenizer,
         TextForm::Bytes,
         special_ids(gguf, names.len(), pre.add_bos)?,
     )
-}
-
-/// How a text is split before the merges, by the names that llama.cpp's converter writes.
-struct PreTokenization {
-    steps: Vec<PreTokenizerWrapper>,
-    /// Whether a split part that is a token is taken whole.
-    ignore_merges: bool,
-    normalize: bool,
-    add_bos: bool,
-}
-
-impl PreTokenization {
-    fn named(gguf: &Gguf) -> Result<Self, ModelError> {
-        let byte_level =
-            |use_regex| PreTokenizerWrapper::from(ByteLevel::new(false, true, use_regex));
-        let split = |pattern: &str| -> Result<PreTokenizerWrapper, ModelError> {
-            Split::new(
-                SplitPattern::Regex(pattern.to_owned()),
-                SplitDelimiterBehavior::Isolated,
-                false,
-            )
-            .map(PreTokenizerWrapper::from)
-            .map_err(|error| ModelError::tokenizer(error.to_string()))
-        };
-        let plain = |steps| Self {
-            steps,
-            ignore_merges: false,
-            normalize: false,
-            add_bos: false,
-        };
-        Ok(match gguf.string(PRE)?.unwrap_or("default") {
-            "default" | "gpt-2" => plain(vec![byte_level(true)]),
-            "smollm" | "starcoder" | "codeshell" | "refact" => {
-                plain(vec![Digits::new(true).into(), byte_level(true)])
-            }
-            "llama-bpe" | "llama3" | "llama-v3" => Self {
-                ignore_merges: true,
-                add_bos: true,
-                ..plain(vec![split(LLAMA3_PATTERN)?, byte_level(false)])
-            },
-            "qwen2" => Self {
-                normalize: true,
-                ..plain(vec![split(QWEN2_PATTERN)?, byte_level(false)])
-            },
-            other => {
-                return Err(ModelError::unsupported(
-                    gguf.path(),
-                    PRE,
-                    format!(
-                        "the pre-tokenizer \"{other}\" is not supported (supported: default, gpt-2, smollm, \
-                         starcoder, codeshell, refact, llama-bpe, qwen2)"
-                    ),
-                ));
-            }
-        })
-    }
 }
 
 /// SentencePiece BPE, with the scores of its tokens.

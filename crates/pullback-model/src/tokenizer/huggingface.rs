@@ -4,24 +4,66 @@ use std::path::Path;
 
 use serde_json::Value;
 
+use super::merges;
 use super::roles::Settings;
-use super::{TextForm, Token, Tokenizer, byte_level_bytes, sentencepiece_bytes};
+use super::vocab_merges::{self, MERGES, VOCAB};
+use super::{
+    LooseBytes, Start, TextForm, Token, Tokenizer, byte_level_bytes, byte_token,
+    sentencepiece_bytes,
+};
 use crate::error::ModelError;
+use crate::huggingface::read_json;
 
 /// An id may exceed the number of tokens by this much; vocabularies with larger holes are taken for damage.
 const MAX_HOLES: usize = 1 << 16;
 
 pub(super) fn build(directory: &Path) -> Result<Tokenizer, ModelError> {
+    let has = |name: &str| directory.join(name).is_file();
     let path = directory.join("tokenizer.json");
-    let bytes = std::fs::read(&path).map_err(|source| ModelError::io(&path, source))?;
-    let tokenizer = tokenizers::Tokenizer::from_bytes(&bytes)
-        .map_err(|error| ModelError::malformed(&path, "tokenizer", error.to_string()))?;
+    if has("tokenizer.json") || !directory.is_dir() {
+        let document = read_json(&path)?;
+        merges::check_json(&path, &document)?;
+        let tokenizer: tokenizers::Tokenizer = serde_json::from_value(document)
+            .map_err(|error| ModelError::malformed(&path, "tokenizer", error.to_string()))?;
+        return from_backend(&path, tokenizer, &Settings::read(directory)?);
+    }
+    if has(VOCAB) && has(MERGES) {
+        let mut settings = Settings::read(directory)?;
+        let tokenizer = vocab_merges::build(directory, &mut settings)?;
+        return from_backend(&directory.join(VOCAB), tokenizer, &settings);
+    }
+    let needed = "a tokenizer.json is needed, or vocab.json and merges.txt";
+    let other = [
+        "tokenizer.model",
+        "spiece.model",
+        "tekken.json",
+        "vocab.json",
+        "merges.txt",
+    ]
+    .into_iter()
+    .find(|name| has(name));
+    Err(ModelError::NotAModel {
+        path: directory.to_owned(),
+        problem: match other {
+            Some(name) => format!(
+                "its tokenizer is there only as {name}, which cannot be read by itself; {needed} (the method \
+                 save_pretrained of a tokenizer of transformers writes tokenizer.json)"
+            ),
+            None => format!("it has no tokenizer; {needed}"),
+        },
+    })
+}
 
+fn from_backend(
+    path: &Path,
+    tokenizer: tokenizers::Tokenizer,
+    settings: &Settings,
+) -> Result<Tokenizer, ModelError> {
     let vocab = tokenizer.get_vocab(true);
     let size = vocab.values().max().map_or(0, |&id| id as usize + 1);
     if size > vocab.len() + MAX_HOLES {
         return Err(ModelError::malformed(
-            &path,
+            path,
             "vocab",
             format!("the largest id is {} for {} tokens", size - 1, vocab.len()),
         ));
@@ -29,9 +71,14 @@ pub(super) fn build(directory: &Path) -> Result<Tokenizer, ModelError> {
     let style = Style::of(&tokenizer);
     let mut tokens = vec![Token::default(); size];
     for (text, &id) in &vocab {
-        tokens[id as usize].bytes = match style {
+        let token = &mut tokens[id as usize];
+        token.bytes = match style {
             Style::ByteLevel => byte_level_bytes(text),
-            Style::SentencePiece { .. } => sentencepiece_bytes(text),
+            Style::Pieces { fallback: true, .. } => {
+                token.is_byte = byte_token(text).is_some();
+                sentencepiece_bytes(text)
+            }
+            Style::Pieces { .. } => text.replace('▁', " ").into_bytes(),
             Style::Other => tokenizer
                 .decode(&[id], false)
                 .unwrap_or_default()
@@ -47,20 +94,27 @@ pub(super) fn build(directory: &Path) -> Result<Tokenizer, ModelError> {
             }
         }
     }
-    let special = Settings::read(directory)?.special_ids(&tokenizer);
     let form = match style {
-        Style::ByteLevel | Style::SentencePiece { strip: false } => TextForm::Bytes,
-        Style::SentencePiece { strip: true } => TextForm::BytesAfterSpace,
+        Style::ByteLevel => TextForm::Bytes,
+        Style::Pieces { start, .. } => TextForm::Pieces {
+            bytes: LooseBytes::WholeRun,
+            start,
+        },
         Style::Other => TextForm::Decoder,
     };
+    let special = settings.special_ids(&tokenizer);
     Tokenizer::new(tokenizer, tokens, form, special)
 }
 
-/// How the vocabulary writes bytes and spaces.
+/// How the vocabulary writes bytes and spaces, by the decoder.
 #[derive(Clone, Copy)]
 enum Style {
     ByteLevel,
-    SentencePiece { strip: bool },
+    /// Spaces are written `▁`; with `fallback`, `<0x9F>` is a byte.
+    Pieces {
+        fallback: bool,
+        start: Start,
+    },
     Other,
 }
 
@@ -74,25 +128,37 @@ impl Style {
             None => std::slice::from_ref(&decoder),
         };
         let is = |step: &Value, kind: &str| step["type"] == kind;
-        if steps.iter().all(|step| is(step, "ByteLevel")) {
-            return Self::ByteLevel;
-        }
         let spaces = |step: &Value| {
             is(step, "Replace") && step["pattern"]["String"] == "▁" && step["content"] == " "
-                || is(step, "Metaspace") && step["replacement"] == "▁"
         };
         let left_strip = |step: &Value| {
             is(step, "Strip") && step["content"] == " " && step["start"] == 1 && step["stop"] == 0
         };
-        let known = |step: &Value| {
-            spaces(step) || left_strip(step) || is(step, "ByteFallback") || is(step, "Fuse")
-        };
-        if steps.iter().any(spaces) && steps.iter().all(known) {
-            let strip = steps.iter().any(|step| {
-                left_strip(step) || is(step, "Metaspace") && step["prepend_scheme"] != "never"
-            });
-            return Self::SentencePiece { strip };
+        match steps {
+            [one] if is(one, "ByteLevel") => Self::ByteLevel,
+            [one] if is(one, "Metaspace") && one["replacement"] == "▁" => Self::Pieces {
+                fallback: false,
+                start: match one["prepend_scheme"].as_str() {
+                    Some("never") => Start::Whole,
+                    _ => Start::WithoutSpacesOfToken,
+                },
+            },
+            [first, bytes, fuse, rest @ ..]
+                if spaces(first) && is(bytes, "ByteFallback") && is(fuse, "Fuse") =>
+            {
+                match rest {
+                    [] => Self::Pieces {
+                        fallback: true,
+                        start: Start::Whole,
+                    },
+                    [strip] if left_strip(strip) => Self::Pieces {
+                        fallback: true,
+                        start: Start::WithoutSpace,
+                    },
+                    _ => Self::Other,
+                }
+            }
+            _ => Self::Other,
         }
-        Self::Other
     }
 }

@@ -49,6 +49,22 @@ impl Settings {
         &self.tokenizer[key]
     }
 
+    /// Gives roles that no file names to a token; a role that a file sets to `null` stays empty.
+    pub(super) fn name_if_missing(&mut self, roles: &[&str], token: &str) {
+        if self.tokenizer.is_null() {
+            self.tokenizer = Value::Object(serde_json::Map::new());
+        }
+        for role in roles {
+            let key = format!("{role}_token");
+            if self.named(role).is_none()
+                && let Some(map) = self.tokenizer.as_object_mut()
+                && !map.contains_key(&key)
+            {
+                map.insert(key, token.into());
+            }
+        }
+    }
+
     /// The text of the token of a role such as `bos`.
     pub(super) fn named(&self, role: &str) -> Option<&str> {
         let key = format!("{role}_token");

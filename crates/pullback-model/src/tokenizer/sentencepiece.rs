@@ -6,7 +6,9 @@ use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::normalizers::{Prepend, Replace, Sequence as NormalizerSequence};
 use tokenizers::{AddedToken, NormalizerWrapper};
 
-use super::{SpecialIds, TextForm, Token, Tokenizer, byte_token, sentencepiece_bytes};
+use super::{
+    LooseBytes, SpecialIds, Start, TextForm, Token, Tokenizer, byte_token, sentencepiece_bytes,
+};
 use crate::error::ModelError;
 
 /// `LLAMA_TOKEN_TYPE_*` of llama.cpp: the kinds of token that matter here.
@@ -144,12 +146,16 @@ pub(super) fn build(
                 _ => sentencepiece_bytes(name).into(),
             },
             special: matches!(kind, CONTROL | UNKNOWN),
+            is_byte: kind == BYTE && byte_token(name).is_some(),
         })
         .collect();
-    let form = if add_space {
-        TextForm::BytesAfterSpace
-    } else {
-        TextForm::Bytes
+    let form = TextForm::Pieces {
+        bytes: LooseBytes::EachWrong,
+        start: if add_space {
+            Start::WithoutSpaceOfToken
+        } else {
+            Start::Whole
+        },
     };
     Tokenizer::new(tokenizer, tokens, form, special)
 }

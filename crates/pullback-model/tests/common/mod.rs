@@ -155,6 +155,19 @@ impl Builder {
         self.raw(key, 9, &bytes)
     }
 
+    /// An array of numbers with a fraction.
+    pub fn f32s(self, key: &str, values: &[f32]) -> Self {
+        let mut bytes = [
+            &6u32.to_le_bytes()[..],
+            &(values.len() as u64).to_le_bytes(),
+        ]
+        .concat();
+        for value in values {
+            bytes.extend(value.to_le_bytes());
+        }
+        self.raw(key, 9, &bytes)
+    }
+
     /// A tensor of `f32` zeros; the dimensions as in the file, the fastest first.
     pub fn zeros(self, name: &str, dimensions: &[u64]) -> Self {
         let elements: u64 = dimensions.iter().product();
