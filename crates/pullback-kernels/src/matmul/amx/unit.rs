@@ -1,0 +1,198 @@
+//! The tile unit: whether it may be used, its configuration, and the product of two packed panels.
+
+use std::arch::asm;
+use std::arch::x86_64::{__cpuid, __cpuid_count};
+use std::sync::LazyLock;
+
+use super::split::{PANEL, STEP_ROWS, TileRow};
+
+/// Whether this processor has the unit and the system lets this process use it.
+pub(in crate::matmul) fn available() -> bool {
+    static AVAILABLE: LazyLock<bool> = LazyLock::new(|| {
+        std::arch::is_x86_feature_detected!("avx512f")
+            && std::arch::is_x86_feature_detected!("avx512dq")
+            && std::arch::is_x86_feature_detected!("avx512bw")
+            && has_tiles()
+            && permitted()
+    });
+    *AVAILABLE
+}
+
+/// Eight tiles of 16 rows of 64 bytes, and products of bf16.
+fn has_tiles() -> bool {
+    const BF16: u32 = 1 << 22;
+    const TILES: u32 = 1 << 24;
+    if __cpuid(0).eax < 0x1d {
+        return false;
+    }
+    let features = __cpuid_count(7, 0).edx;
+    let palette = __cpuid_count(0x1d, 1);
+    features & BF16 != 0
+        && features & TILES != 0
+        && palette.ebx & 0xffff >= 64
+        && palette.ebx >> 16 >= 8
+        && palette.ecx & 0xffff >= 16
+}
+
+/// Asks the kernel for the use of tile registers in all threads of this process (Linux 5.16 and later; an
+/// older kernel answers with an error).
+fn permitted() -> bool {
+    const ARCH_PRCTL: i64 = 158;
+    const ARCH_REQ_XCOMP_PERM: i64 = 0x1023;
+    const XFEATURE_XTILEDATA: i64 = 18;
+    let answer: i64;
+    // SAFETY: the call only sets a permission of the process and touches no memory of ours; `syscall`
+    // overwrites `rcx` and `r11` besides its result.
+    unsafe {
+        asm!(
+            "syscall",
+            inlateout("rax") ARCH_PRCTL => answer,
+            in("rdi") ARCH_REQ_XCOMP_PERM,
+            in("rsi") XFEATURE_XTILEDATA,
+            lateout("rcx") _,
+            lateout("r11") _,
+            options(nostack),
+        );
+    }
+    answer == 0
+}
+
+/// The configuration of the tile registers of this thread, given back when dropped.
+#[derive(Debug)]
+pub(super) struct Tiles;
+
+impl Tiles {
+    /// # Safety
+    /// [`available`] must hold.
+    pub(super) unsafe fn configure() -> Self {
+        #[repr(C, align(64))]
+        struct Configuration {
+            palette: u8,
+            start_row: u8,
+            reserved: [u8; 14],
+            row_bytes: [u16; 16],
+            rows: [u8; 16],
+        }
+        static EIGHT_FULL_TILES: Configuration = Configuration {
+            palette: 1,
+            start_row: 0,
+            reserved: [0; 14],
+            row_bytes: [64, 64, 64, 64, 64, 64, 64, 64, 0, 0, 0, 0, 0, 0, 0, 0],
+            rows: [16, 16, 16, 16, 16, 16, 16, 16, 0, 0, 0, 0, 0, 0, 0, 0],
+        };
+        // SAFETY: the unit is there (the caller's promise) and the configuration is one it has. Compiled
+        // code uses no tile registers, so nothing of it is lost.
+        unsafe {
+            asm!(
+                "ldtilecfg [{}]",
+                in(reg) &raw const EIGHT_FULL_TILES,
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                options(nostack, readonly, preserves_flags),
+            );
+        }
+        Self
+    }
+}
+
+impl Drop for Tiles {
+    fn drop(&mut self) {
+        // SAFETY: a `Tiles` exists only where the unit does. An empty tile state is also what lets the
+        // kernel switch threads without saving 8 KiB.
+        unsafe { asm!("tilerelease", options(nostack, nomem, preserves_flags)) };
+    }
+}
+
+/// The sums of a panel of the left operand with one of the right.
+#[repr(C, align(64))]
+pub(super) struct Sums(pub(super) [f32; PANEL * PANEL]);
+
+/// `sums = left × right` over `steps` packed steps of one panel each.
+///
+/// The six products of parts are taken in an order in which neighbours share an operand, so that a step
+/// needs 14 tile loads for 24 tile products; the products take longer than the loads.
+///
+/// # Safety
+/// The tiles must be configured, and `left` and `right` valid for reads of `steps` steps.
+#[inline]
+pub(super) unsafe fn multiply_panels(
+    sums: &mut Sums,
+    left: *const TileRow,
+    right: *const TileRow,
+    steps: usize,
+) {
+    const {
+        assert!(STEP_ROWS * size_of::<TileRow>() == 6144 && PANEL == 32);
+    }
+    // SAFETY: reads lie in the steps that the caller promises, writes in `sums`: 32 rows of 128 bytes.
+    unsafe {
+        asm!(
+            "tilezero tmm0",
+            "tilezero tmm1",
+            "tilezero tmm2",
+            "tilezero tmm3",
+            "2:",
+            // low · high
+            "tileloadd tmm4, [{left} + {row} + 4096]",
+            "tileloadd tmm6, [{right} + {row}]",
+            "tileloadd tmm7, [{right} + {row} + 1024]",
+            "tileloadd tmm5, [{left} + {row} + 5120]",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            "tdpbf16ps tmm2, tmm5, tmm6",
+            "tdpbf16ps tmm3, tmm5, tmm7",
+            // middle · high
+            "tileloadd tmm4, [{left} + {row} + 2048]",
+            "tileloadd tmm5, [{left} + {row} + 3072]",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            "tdpbf16ps tmm2, tmm5, tmm6",
+            "tdpbf16ps tmm3, tmm5, tmm7",
+            // middle · middle
+            "tileloadd tmm6, [{right} + {row} + 2048]",
+            "tileloadd tmm7, [{right} + {row} + 3072]",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            "tdpbf16ps tmm2, tmm5, tmm6",
+            "tdpbf16ps tmm3, tmm5, tmm7",
+            // high · middle
+            "tileloadd tmm4, [{left} + {row}]",
+            "tileloadd tmm5, [{left} + {row} + 1024]",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            "tdpbf16ps tmm2, tmm5, tmm6",
+            "tdpbf16ps tmm3, tmm5, tmm7",
+            // high · low
+            "tileloadd tmm6, [{right} + {row} + 4096]",
+            "tileloadd tmm7, [{right} + {row} + 5120]",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            "tdpbf16ps tmm2, tmm5, tmm6",
+            "tdpbf16ps tmm3, tmm5, tmm7",
+            // high · high
+            "tileloadd tmm6, [{right} + {row}]",
+            "tileloadd tmm7, [{right} + {row} + 1024]",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            "tdpbf16ps tmm2, tmm5, tmm6",
+            "tdpbf16ps tmm3, tmm5, tmm7",
+            "add {left}, 6144",
+            "add {right}, 6144",
+            "dec {steps}",
+            "jnz 2b",
+            "tilestored [{sums} + {sums_row}], tmm0",
+            "tilestored [{sums} + {sums_row} + 64], tmm1",
+            "tilestored [{sums} + {sums_row} + 2048], tmm2",
+            "tilestored [{sums} + {sums_row} + 2112], tmm3",
+            left = inout(reg) left => _,
+            right = inout(reg) right => _,
+            steps = inout(reg) steps => _,
+            row = in(reg) 64_usize,
+            sums = in(reg) sums.0.as_mut_ptr(),
+            sums_row = in(reg) 128_usize,
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+            options(nostack),
+        );
+    }
+}
