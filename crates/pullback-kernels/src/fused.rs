@@ -20,7 +20,7 @@ use burn::tensor::{Device, Tensor};
 
 pub use activation::Activation;
 pub use attention::{AttentionSpec, Span};
-pub use rotary::{RotaryPairs, RotarySpec, RotaryTable};
+pub use rotary::{RotarySpec, RotaryTable};
 
 use backend::FusedOps;
 

@@ -187,11 +187,7 @@ impl Bench {
         let ids = random_ids(seed, BATCH * TIME);
         let below = self.model.run(batch(seed), &below).unwrap();
         let stream = Tensor::<2>::from_inner(below.stream).require_grad();
-        let input = Input::Residual {
-            stream: stream.clone(),
-            batch: BATCH,
-            layer: LEAF,
-        };
+        let input = Input::residual(stream.clone(), BATCH, LEAF);
         // The sites below the leaf are not reached by this run.
         let record: Vec<Site> = self
             .record
@@ -223,10 +219,7 @@ impl Bench {
 }
 
 fn batch(seed: u64) -> Input {
-    Input::Tokens {
-        ids: random_ids(seed, BATCH * TIME),
-        batch: BATCH,
-    }
+    Input::uniform(random_ids(seed, BATCH * TIME), BATCH)
 }
 
 fn main() -> Result<(), String> {

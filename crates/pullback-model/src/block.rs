@@ -73,10 +73,9 @@ impl BlockRun<'_> {
                 heads(k, k_norm, config.n_kv_heads),
             )?;
         }
-        if let (Some(table), Some(rotary)) = (&self.angles, &config.rotary) {
+        if let Some(table) = &self.angles {
             let positions = Arc::clone(&pass.positions);
-            let turn =
-                |flow: Flow| flow.rotary(table, &positions, config.d_head, rotary.pairs.into());
+            let turn = |flow: Flow| flow.rotary(table, &positions, config.d_head);
             q = pass.tap(layer, Place::RotaryQuery, turn(q))?;
             k = pass.tap(layer, Place::RotaryKey, turn(k))?;
         }

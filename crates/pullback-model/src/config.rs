@@ -2,30 +2,11 @@
 
 use std::path::Path;
 
-use pullback_kernels::fused::{Activation, RotaryPairs};
+use pullback_kernels::fused::Activation;
 use serde::{Deserialize, Serialize};
 
 use crate::error::ModelError;
 use crate::site::Site;
-
-/// Which coordinates of a head a rotary embedding turns together.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Rotary {
-    /// Pairs `(2i, 2i + 1)`: GGUF files of the `llama` architecture, whose Q and K rows are permuted for it.
-    Interleaved,
-    /// Pairs `(i, i + rope_dim / 2)`: Hugging Face checkpoints, and GGUF files of other architectures.
-    HalfSplit,
-}
-
-impl From<Rotary> for RotaryPairs {
-    fn from(pairs: Rotary) -> Self {
-        match pairs {
-            Rotary::Interleaved => Self::Interleaved,
-            Rotary::HalfSplit => Self::HalfSplit,
-        }
-    }
-}
 
 /// How the frequencies of a rotary embedding differ from `base^(−2i/dim)`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -54,11 +35,10 @@ pub enum RopeScaling {
     Factors(Vec<f32>),
 }
 
-/// A rotary embedding.
+/// A rotary embedding. It turns the coordinates `i` and `i + dim/2` of each head together; of files that store them as
+/// neighbours the rows of queries and keys are put in this order when they are read.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RotaryConfig {
-    /// Which coordinates are turned together.
-    pub pairs: Rotary,
     /// How many coordinates of each head are turned; even and at most `d_head`.
     pub dim: usize,
     /// Base of the frequencies.

@@ -3,7 +3,7 @@
 
 use pullback_kernels::fused::Activation;
 
-use crate::config::{Norm, Rotary};
+use crate::config::Norm;
 use crate::weights::WeightName as W;
 
 /// Whether a family's models have a part.
@@ -21,6 +21,8 @@ pub(crate) enum Part {
     Whole,
     /// Stored `[in, out]`.
     Transposed,
+    /// Rows of each head in the order in which the coordinates that a rotary embedding turns together are neighbours.
+    Neighbours,
     /// Queries, keys or values (0, 1, 2) of a tensor that holds the three below each other.
     Third(usize),
     /// The same, stored `[in, out]`: the three are beside each other.
@@ -82,8 +84,6 @@ pub(crate) struct Family {
     pub(crate) rotary: bool,
     /// The share of each head that turns when the file does not say; `None`: always all of it.
     pub(crate) rotary_share: Option<f64>,
-    /// Which coordinates turn together in GGUF files.
-    pub(crate) gguf_pairs: Rotary,
     pub(crate) activation: Activation,
     pub(crate) gated_mlp: bool,
     pub(crate) parallel: Has,
@@ -274,6 +274,14 @@ const GGUF_NAMES: Names = &[
     (W::MlpPostNorm(0), "post_ffw_norm.weight", Part::Whole),
 ];
 
+/// What differs for Llama, whose GGUF files have the coordinates that turn together as neighbours.
+const GGUF_LLAMA_NAMES: Names = &[
+    (W::Q(0), "attn_q.weight", Part::Neighbours),
+    (W::K(0), "attn_k.weight", Part::Neighbours),
+    (W::QBias(0), "attn_q.bias", Part::Neighbours),
+    (W::KBias(0), "attn_k.bias", Part::Neighbours),
+];
+
 /// What families whose queries, keys and values are one matrix call it in GGUF.
 const GGUF_JOINT_NAMES: Names = &[
     (W::Q(0), "attn_qkv.weight", Part::Third(0)),
@@ -293,7 +301,6 @@ const LLAMA: Family = Family {
     gain_less_one: false,
     rotary: true,
     rotary_share: None,
-    gguf_pairs: Rotary::Interleaved,
     activation: Activation::Silu,
     gated_mlp: true,
     parallel: Has::Never,
@@ -312,7 +319,7 @@ const LLAMA: Family = Family {
     prefix: "model.",
     block: "layers.",
     names: &[LLAMA_NAMES],
-    gguf_names: &[GGUF_NAMES],
+    gguf_names: &[GGUF_LLAMA_NAMES, GGUF_NAMES],
 };
 
 const GEMMA2: Family = Family {
@@ -321,7 +328,6 @@ const GEMMA2: Family = Family {
     model_type: "gemma2",
     gguf: "gemma2",
     gain_less_one: true,
-    gguf_pairs: Rotary::HalfSplit,
     activation: Activation::GeluTanh,
     post_norms: true,
     mlp_bias: Has::Never,
@@ -335,6 +341,7 @@ const GEMMA2: Family = Family {
         ..KEYS
     },
     names: &[GEMMA_NAMES, LLAMA_NAMES],
+    gguf_names: &[GGUF_NAMES],
     ..LLAMA
 };
 
@@ -357,7 +364,7 @@ pub(crate) const FAMILIES: &[Family] = &[
         class: "Qwen2ForCausalLM",
         model_type: "qwen2",
         gguf: "qwen2",
-        gguf_pairs: Rotary::HalfSplit,
+        gguf_names: &[GGUF_NAMES],
         qkv_bias: Has::Always,
         attn_out_bias: Has::Never,
         mlp_bias: Has::Never,
@@ -369,7 +376,7 @@ pub(crate) const FAMILIES: &[Family] = &[
         class: "Qwen3ForCausalLM",
         model_type: "qwen3",
         gguf: "qwen3",
-        gguf_pairs: Rotary::HalfSplit,
+        gguf_names: &[GGUF_NAMES],
         qk_norms: true,
         mlp_bias: Has::Never,
         windows: Windows::Above,
@@ -395,7 +402,6 @@ pub(crate) const FAMILIES: &[Family] = &[
         gguf: "gpt2",
         norm: Norm::Layer,
         rotary: false,
-        gguf_pairs: Rotary::HalfSplit,
         activation: Activation::GeluTanh,
         gated_mlp: false,
         qkv_bias: Has::Always,
@@ -424,7 +430,6 @@ pub(crate) const FAMILIES: &[Family] = &[
         gguf: "gptneox",
         norm: Norm::Layer,
         rotary_share: Some(0.25),
-        gguf_pairs: Rotary::HalfSplit,
         activation: Activation::Gelu,
         gated_mlp: false,
         parallel: Has::Key("use_parallel_residual", true),
@@ -455,9 +460,10 @@ impl Family {
             Some(layer) => format!("{}{layer}.{name}", self.block),
             None => name.to_owned(),
         };
-        // The output matrix belongs to the whole model, not to the part that the prefix names.
+        // The output matrix belongs to the whole model, not to the part that the prefix names; new files call it
+        // `lm_head` in all families.
         Some(if weight == W::Unembed {
-            ([inner.clone(), inner], part)
+            ([inner, "lm_head.weight".to_owned()], part)
         } else {
             ([format!("{}{inner}", self.prefix), inner], part)
         })

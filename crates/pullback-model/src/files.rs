@@ -78,6 +78,11 @@ impl Source {
                         names.extend(family.in_huggingface(weight)?.0);
                     }
                 }
+                let pairs = matches!(weight, WeightName::Q(_) | WeightName::K(_));
+                let part = match self {
+                    Self::Llama2c(_) if pairs => Part::Neighbours,
+                    _ => part,
+                };
                 Some((names, part))
             }
         }
@@ -158,7 +163,7 @@ fn check_tensors(path: &Path, config: &ModelConfig, source: &Source) -> Result<(
         let Some(found) = found else {
             return Err(missing(names.into_iter().next().unwrap_or_default()));
         };
-        let joint = !matches!(part, Part::Whole | Part::Transposed);
+        let joint = !matches!(part, Part::Whole | Part::Transposed | Part::Neighbours);
         if joint && config.d_q() != config.d_kv() {
             return Err(ModelError::unsupported(
                 path,
@@ -203,12 +208,19 @@ fn check_tensors(path: &Path, config: &ModelConfig, source: &Source) -> Result<(
 fn stored_shape(shape: &[usize], part: Part, config: &ModelConfig) -> Vec<usize> {
     let joint = config.d_q() + 2 * config.d_kv();
     match (part, shape) {
-        (Part::Whole, _) => shape.to_vec(),
+        (Part::Whole | Part::Neighbours, _) => shape.to_vec(),
         (Part::Transposed, _) => shape.iter().rev().copied().collect(),
         (Part::TransposedThird(_), [_, columns]) => vec![*columns, joint],
         (_, [_, columns]) => vec![joint, *columns],
         _ => vec![joint],
     }
+}
+
+/// The stored row of a weight whose heads have the coordinates that turn together as neighbours.
+fn neighbour_row(row: usize, d_head: usize) -> usize {
+    let (head, at) = (row / d_head, row % d_head);
+    let half = d_head / 2;
+    head * d_head + 2 * (at % half) + at / half
 }
 
 /// The part of a stored tensor that a weight is, row-major `[out, in]`.
@@ -225,6 +237,13 @@ fn take_part(values: &[f32], shape: &[usize], part: Part, d_head: usize) -> Vec<
     match part {
         Part::Whole => values.to_vec(),
         Part::Transposed => transposed(0, columns),
+        Part::Neighbours => (0..rows)
+            .flat_map(|row| {
+                let from = neighbour_row(row, d_head);
+                &values[from * columns..(from + 1) * columns]
+            })
+            .copied()
+            .collect(),
         Part::TransposedThird(which) => {
             let third = columns / 3;
             transposed(which * third, (which + 1) * third)

@@ -4,9 +4,7 @@
 use std::sync::Arc;
 
 use burn::tensor::Tensor;
-use pullback_kernels::fused::{
-    self, Activation, RotaryPairs, RotarySpec, RotaryTable, layer_norm, rms_norm,
-};
+use pullback_kernels::fused::{self, Activation, RotarySpec, RotaryTable, layer_norm, rms_norm};
 
 use crate::model::{Affine, NormWeights};
 
@@ -148,14 +146,12 @@ impl Flow {
         table: &Arc<RotaryTable>,
         positions: &Arc<[u32]>,
         d_head: usize,
-        pairs: RotaryPairs,
     ) -> Self {
         self.linear(|x| {
             let spec = RotarySpec {
                 table: Arc::clone(table),
                 positions: Arc::clone(positions),
                 d_head,
-                pairs,
             };
             fused::rotary(x, spec)
         })

@@ -29,7 +29,7 @@ mod weights;
 
 pub use cache::KeyValueCache;
 pub use chat::{ChatTemplate, Message};
-pub use config::{ModelConfig, Norm, RopeScaling, Rotary, RotaryConfig};
+pub use config::{ModelConfig, Norm, RopeScaling, RotaryConfig};
 pub use error::ModelError;
 pub use files::{ModelFiles, TensorDescription};
 pub use generate::{Emission, Ending, GenerateOptions, Generated, NextToken};

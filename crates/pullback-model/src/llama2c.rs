@@ -20,7 +20,7 @@ use pullback_artifact::sha256_bytes;
 
 use pullback_kernels::fused::Activation;
 
-use crate::config::{ModelConfig, Norm, RopeScaling, Rotary, RotaryConfig, SizeKeys};
+use crate::config::{ModelConfig, Norm, RopeScaling, RotaryConfig, SizeKeys};
 use crate::error::ModelError;
 use crate::family::{Family, Part};
 use crate::files::TensorDescription;
@@ -60,8 +60,8 @@ fn tensor_name(weight: WeightName) -> String {
 
 /// A checkpoint of llama2.c: its sizes, and its weights where they lie in the file.
 ///
-/// Tensors have the names of Hugging Face Llama checkpoints (`model.layers.0.self_attn.q_proj.weight`); the rotary pairs are
-/// interleaved.
+/// Tensors have the names of Hugging Face Llama checkpoints (`model.layers.0.self_attn.q_proj.weight`); queries and keys have
+/// the coordinates that a rotary embedding turns together as neighbours.
 pub struct Llama2c {
     path: PathBuf,
     bytes: Bytes,
@@ -448,7 +448,6 @@ impl Header {
             attn_out_bias: false,
             mlp_bias: false,
             rotary: Some(RotaryConfig {
-                pairs: Rotary::Interleaved,
                 dim: d_head,
                 base: 10_000.0,
                 scaling: RopeScaling::None,

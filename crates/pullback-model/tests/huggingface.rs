@@ -12,7 +12,7 @@ use std::path::Path;
 
 use common::fixture;
 use half::f16;
-use pullback_model::{ModelFiles, Rotary, WeightName};
+use pullback_model::{ModelFiles, WeightName};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde_json::{Value, json};
 
@@ -182,10 +182,6 @@ fn what_the_files_say() {
     assert_eq!((q.shape, q.bytes), (vec![32, 32], 2048));
     assert_eq!(files.tensors().len(), 3 * 9 + 3);
     assert_eq!(files.format(), "Hugging Face safetensors");
-    assert_eq!(
-        files.config.rotary.as_ref().unwrap().pairs,
-        Rotary::HalfSplit
-    );
     let message = files.weight(WeightName::Down(3)).unwrap_err().to_string();
     assert!(
         message.contains("tensor model.layers.3.mlp.down_proj.weight is missing"),
@@ -433,7 +429,10 @@ fn files_that_are_missing_or_damaged() {
         "model.safetensors",
         &["has a config.json but neither model.safetensors nor model.safetensors.index.json"],
     );
-    without("tokenizer.json", &["cannot read", "tokenizer.json"]);
+    without(
+        "tokenizer.json",
+        &["it has no tokenizer; a tokenizer.json is needed"],
+    );
     Copy::new()
         .write("config.json", b"{\"hidden_size\": ")
         .assert_error(&["config.json: JSON: EOF while parsing"]);

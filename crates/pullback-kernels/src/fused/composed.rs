@@ -3,7 +3,7 @@
 
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData, activation};
 
-use super::{Activation, AttentionSpec, RotaryPairs, RotarySpec};
+use super::{Activation, AttentionSpec, RotarySpec};
 
 /// See [`super::linear`].
 pub fn linear(x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
@@ -37,24 +37,10 @@ pub fn rotary(x: Tensor<2>, spec: &RotarySpec) -> Tensor<2> {
     let (cosines, sines) = (table(cosines.concat()), table(sines.concat()));
     let whole: Tensor<3> = x.reshape([rows, heads, spec.d_head]);
     let part = whole.clone().narrow(2, 0, turning);
-    let (a, b) = match spec.pairs {
-        RotaryPairs::HalfSplit => (part.clone().narrow(2, 0, half), part.narrow(2, half, half)),
-        RotaryPairs::Interleaved => {
-            let pairs: Tensor<4> = part.reshape([rows, heads, half, 2]);
-            (
-                pairs.clone().narrow(3, 0, 1).squeeze_dim(3),
-                pairs.narrow(3, 1, 1).squeeze_dim(3),
-            )
-        }
-    };
+    let (a, b) = (part.clone().narrow(2, 0, half), part.narrow(2, half, half));
     let turned_a = a.clone() * cosines.clone() - b.clone() * sines.clone();
     let turned_b = a * sines + b * cosines;
-    let turned: Tensor<3> = match spec.pairs {
-        RotaryPairs::HalfSplit => Tensor::cat(vec![turned_a, turned_b], 2),
-        RotaryPairs::Interleaved => {
-            Tensor::stack::<4>(vec![turned_a, turned_b], 3).reshape([rows, heads, turning])
-        }
-    };
+    let turned = Tensor::cat(vec![turned_a, turned_b], 2);
     let turned = if turning == spec.d_head {
         turned
     } else {

@@ -1,4 +1,5 @@
-//! Rotary position embedding on slices (Su et al., arXiv 2104.09864, section 3.4.2).
+//! Rotary position embedding on slices (Su et al., arXiv 2104.09864, section 3.4.2), with the coordinates `i` and
+//! `i + r/2` of a head turning together.
 
 use std::sync::Arc;
 
@@ -9,15 +10,6 @@ use crate::simd::vectorized;
 
 /// Rows worked on by one task.
 const ROWS: usize = 32;
-
-/// Which coordinates of a head turn together.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RotaryPairs {
-    /// `(2i, 2i + 1)`, as llama.cpp's files have them.
-    Interleaved,
-    /// `(i, i + r/2)`, as Hugging Face's files have them.
-    HalfSplit,
-}
 
 /// Cosines and sines of every pair's angle at every position: made once a model, not once a call.
 #[derive(Debug, PartialEq)]
@@ -75,8 +67,6 @@ pub struct RotarySpec {
     pub positions: Arc<[u32]>,
     /// Size of a head.
     pub d_head: usize,
-    /// Which coordinates form a pair.
-    pub pairs: RotaryPairs,
 }
 
 /// Turns every head of `x [rows, heads·d_head]`; `inverse` turns back (the transpose, so also the backward pass).
@@ -101,7 +91,7 @@ pub(super) fn rotate<T: Real>(x: &[T], width: usize, spec: &RotarySpec, inverse:
                     }
                     let heads = out.chunks_exact_mut(spec.d_head);
                     for (out, x) in heads.zip(x.chunks_exact(spec.d_head)) {
-                        rotate_head(out, x, &cosines, &sines, spec.pairs);
+                        rotate_head(out, x, &cosines, &sines);
                     }
                 }
             },
@@ -119,26 +109,14 @@ pub(super) fn rotate<T: Real>(x: &[T], width: usize, spec: &RotarySpec, inverse:
 }
 
 #[inline(always)]
-fn rotate_head<T: Real>(out: &mut [T], x: &[T], cosines: &[T], sines: &[T], pairs: RotaryPairs) {
+fn rotate_head<T: Real>(out: &mut [T], x: &[T], cosines: &[T], sines: &[T]) {
     let half = cosines.len();
-    match pairs {
-        RotaryPairs::Interleaved => {
-            let turned = out[..2 * half].chunks_exact_mut(2);
-            let source = x[..2 * half].chunks_exact(2);
-            for (((out, x), &cos), &sin) in turned.zip(source).zip(cosines).zip(sines) {
-                out[0] = x[0] * cos - x[1] * sin;
-                out[1] = x[0] * sin + x[1] * cos;
-            }
-        }
-        RotaryPairs::HalfSplit => {
-            let (first, rest) = out.split_at_mut(half);
-            let second = &mut rest[..half];
-            let (a, b) = (&x[..half], &x[half..2 * half]);
-            for i in 0..half {
-                first[i] = a[i] * cosines[i] - b[i] * sines[i];
-                second[i] = a[i] * sines[i] + b[i] * cosines[i];
-            }
-        }
+    let (first, rest) = out.split_at_mut(half);
+    let second = &mut rest[..half];
+    let (a, b) = (&x[..half], &x[half..2 * half]);
+    for i in 0..half {
+        first[i] = a[i] * cosines[i] - b[i] * sines[i];
+        second[i] = a[i] * sines[i] + b[i] * cosines[i];
     }
     out[2 * half..].copy_from_slice(&x[2 * half..]);
 }

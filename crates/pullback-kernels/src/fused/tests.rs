@@ -6,7 +6,7 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::{Activation, AttentionSpec, RotaryPairs, RotarySpec, RotaryTable, Span, composed};
+use super::{Activation, AttentionSpec, RotarySpec, RotaryTable, Span, composed};
 
 struct Source(ChaCha8Rng);
 
@@ -96,13 +96,7 @@ fn layer_norm() {
 }
 
 /// A rotary embedding of the classical frequencies.
-fn turning(
-    positions: &[u32],
-    d_head: usize,
-    turning: usize,
-    base: f64,
-    pairs: RotaryPairs,
-) -> RotarySpec {
+fn turning(positions: &[u32], d_head: usize, turning: usize, base: f64) -> RotarySpec {
     let frequencies: Vec<f64> = (0..turning / 2)
         .map(|pair| base.powf(-2.0 * pair as f64 / turning as f64))
         .collect();
@@ -111,17 +105,16 @@ fn turning(
         table: Arc::new(RotaryTable::new(*last as usize + 1, &frequencies, 1.0)),
         positions: Arc::from(positions),
         d_head,
-        pairs,
     }
 }
 
 #[test]
 fn rotary() {
-    for pairs in [RotaryPairs::Interleaved, RotaryPairs::HalfSplit] {
+    {
         for part in [8, 6] {
             // More rows than one task takes.
             let positions: Vec<u32> = (0..40).map(|row| 7 + row % 5).collect();
-            let spec = turning(&positions, 8, part, 1000.0, pairs);
+            let spec = turning(&positions, 8, part, 1000.0);
             compare(
                 3,
                 [[40, 24]],
@@ -134,14 +127,14 @@ fn rotary() {
 
 #[test]
 fn rotary_scores_depend_on_distance_alone() {
-    for pairs in [RotaryPairs::Interleaved, RotaryPairs::HalfSplit] {
+    {
         let mut source = Source(ChaCha8Rng::seed_from_u64(4));
         let (q, k) = (
             source.tensor([1, 8], DType::F64),
             source.tensor([1, 8], DType::F64),
         );
         let score = |i: u32, j: u32| {
-            let at = |position| turning(&[position], 8, 8, 100.0, pairs);
+            let at = |position| turning(&[position], 8, 8, 100.0);
             let product = super::rotary(q.clone(), at(i)) * super::rotary(k.clone(), at(j));
             product.sum().into_scalar::<f64>()
         };
@@ -238,7 +231,7 @@ fn gradients_by_finite_differences() {
     let gain = source.tensor([8], DType::F64);
     let vocabulary = source.tensor([11, 8], DType::F64);
     let targets: Arc<[u32]> = Arc::from([1, 2, 3, 10, 0, 5]);
-    let rotary = turning(&[0, 1, 2, 0, 1, 2], 4, 4, 50.0, RotaryPairs::Interleaved);
+    let rotary = turning(&[0, 1, 2, 0, 1, 2], 4, 4, 50.0);
     let spec = AttentionSpec {
         sequences: Arc::from(
             [Span {

@@ -234,7 +234,6 @@ fn rotary(
     };
     let local = gguf.float(&key("rope.freq_base_swa"))?;
     Ok(RotaryConfig {
-        pairs: family.gguf_pairs,
         dim,
         base: gguf.float(&key("rope.freq_base"))?.unwrap_or(10_000.0) as f32,
         scaling,

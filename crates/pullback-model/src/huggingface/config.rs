@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::fields::Fields;
 use super::read_json;
-use crate::config::{ModelConfig, RopeScaling, Rotary, RotaryConfig, SizeKeys};
+use crate::config::{ModelConfig, RopeScaling, RotaryConfig, SizeKeys};
 use crate::error::ModelError;
 use crate::family::{FAMILIES, Family, Has, Windows};
 
@@ -244,7 +244,6 @@ fn rotary(fields: &Fields<'_>, family: &Family, d_head: usize) -> Result<RotaryC
         ));
     }
     Ok(RotaryConfig {
-        pairs: Rotary::HalfSplit,
         dim: (share * d_head as f64) as usize,
         base: base as f32,
         scaling: scaling(fields, &settings, key)?,

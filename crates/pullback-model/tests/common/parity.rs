@@ -70,10 +70,7 @@ mod api {
     }
 
     fn tokens(ids: &[u32]) -> Input {
-        Input::Tokens {
-            ids: ids.to_vec(),
-            batch: 1,
-        }
+        Input::tokens(ids)
     }
 
     /// Activations `[tokens, width]` of one sequence, flattened row by row, by the names of their sites.
@@ -149,11 +146,7 @@ mod api {
             record: &sites,
             ..RunOptions::default()
         };
-        let input = Input::Tokens {
-            ids: texts.concat(),
-            batch: texts.len(),
-        };
-        let logits = model.run(input, &options)?.take(sites[0])?;
+        let logits = model.run(Input::batch(texts), &options)?.take(sites[0])?;
         Ok(logits.into_data().iter::<f32>().collect())
     }
 }
@@ -325,20 +318,13 @@ impl Reference {
         self.difference("hook_logits", &found["hook_logits"], &expected)
     }
 
-    /// The logits of both texts, cut to the length of the shorter and run together. What comes after a position
-    /// does not change its logits.
+    /// The logits of both texts, which differ in length, run together.
     pub fn compare_batch(&self, model: &Model) -> Difference {
         let texts = [self.ids(0), self.ids(1)];
-        let length = texts[0].len().min(texts[1].len());
-        let texts = texts.each_ref().map(|ids| &ids[..length]);
+        let texts = texts.each_ref().map(Vec::as_slice);
         let found = api::batch_logits(model, &texts).unwrap_or_else(|error| panic!("{error}"));
-        let expected: Vec<f32> = (0..2)
-            .flat_map(|text| {
-                let logits = self.floats(&format!("{text}:hook_logits"));
-                logits[..found.len() / 2].to_vec()
-            })
-            .collect();
-        self.difference("hook_logits", &found, &expected)
+        let expected = [0, 1].map(|text| self.floats(&format!("{text}:hook_logits")));
+        self.difference("hook_logits", &found, &expected.concat())
     }
 
     /// The gradient of the loss of text 0 at every site: all of one run where `together`, else one run a site.

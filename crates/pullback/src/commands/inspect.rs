@@ -84,8 +84,8 @@ pub(crate) fn run(app: &App, arguments: &Arguments) -> anyhow::Result<()> {
             "positions",
             match &config.rotary {
                 Some(rotary) => format!(
-                    "rotary, base {}, {} of {} coordinates, {:?} pairs",
-                    rotary.base, rotary.dim, config.d_head, rotary.pairs
+                    "rotary, base {}, {} of {} coordinates of a head",
+                    rotary.base, rotary.dim, config.d_head
                 ),
                 None => "learned vectors".to_owned(),
             },
