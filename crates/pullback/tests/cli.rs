@@ -913,15 +913,20 @@ fn the_hub_refuses_and_the_program_says_what_to_do() {
         "hf_bad",
         &["is gated", "token that was sent"],
     );
-    // The token of a file, as `hf auth login` leaves it.
+    // The token of a file, as `hf auth login` leaves it; the cache where a variable says.
     fs::create_dir_all(d.join("huggingface")).unwrap();
     fs::write(d.join("huggingface/token"), "hf_good\n").unwrap();
-    let output = with_hub(d, &hub, &["pull", "owner/name"]).output().unwrap();
+    let output = with_hub(d, &hub, &["pull", "owner/name"])
+        .env("HF_HUB_CACHE", d.join("elsewhere"))
+        .output()
+        .unwrap();
     assert!(
         output.status.success(),
         "{}",
         String::from_utf8_lossy(&output.stderr)
     );
+    assert!(d.join("elsewhere/models--owner--name/refs/main").is_file());
+    assert!(!d.join("huggingface/hub").exists());
 }
 
 #[cfg(unix)]
