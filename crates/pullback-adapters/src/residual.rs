@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use burn::tensor::{Tensor, TensorData, activation};
+use burn::tensor::{Device, Tensor, TensorData, activation};
 use bytemuck::{cast_slice, pod_collect_to_vec};
 use pullback_artifact::{Manifest, read_json, write_atomic, write_json};
 use pullback_kernels::fused::linear;
@@ -139,7 +139,18 @@ impl ResidualAdapter {
         Ok(write_json(&dir.join(DESCRIPTION), &description)?)
     }
 
-    /// Loads an adapter's artifact.
+    /// The same on another device, such as that of the model it is to act in.
+    #[must_use]
+    pub fn to_device(self, device: &Device) -> Self {
+        Self {
+            w_in: self.w_in.to_device(device),
+            b_in: self.b_in.to_device(device),
+            w_out: self.w_out.to_device(device),
+            ..self
+        }
+    }
+
+    /// Loads an adapter's artifact, onto the CPU.
     ///
     /// # Errors
     /// The directory is no adapter, or a file of it is damaged.
@@ -184,7 +195,7 @@ impl ResidualAdapter {
             ))
         };
         let (rank, d) = (description.rank, description.d);
-        let device = burn::tensor::Device::flex();
+        let device = Device::flex();
         let adapter = Self {
             site: description.site,
             activation: description.activation,

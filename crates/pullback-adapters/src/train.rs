@@ -247,7 +247,7 @@ pub fn train(
         state.training.train.push(loss);
         state.step += 1;
         if state.step.is_multiple_of(steps_per_epoch) {
-            let adapter = adapter_of(&state, scale, d, &Device::flex());
+            let adapter = adapter_of(&state, scale, d, model.device());
             let held_out = mean_loss(model, layer, &held_out_set, Some(&adapter), control)?;
             state.training.held_out.push((state.step, held_out));
             stage.message(&format!("held-out loss {held_out:.3}"));
@@ -256,7 +256,7 @@ pub fn train(
     }
     stage.finish();
 
-    let adapter = adapter_of(&state, scale, d, &Device::flex());
+    let adapter = adapter_of(&state, scale, d, model.device());
     let losses = &state.training.held_out;
     let result = AdapterResult {
         rank: config.rank,
@@ -517,7 +517,7 @@ fn mean_loss(
     for batch in set.chunks(4) {
         control.check()?;
         let batch: Vec<&Prepared> = batch.iter().collect();
-        let losses = values(&losses(model, layer, &batch, adapter, &Device::flex())?.0);
+        let losses = values(&losses(model, layer, &batch, adapter, model.device())?.0);
         total += losses.iter().map(|&loss| f64::from(loss)).sum::<f64>();
         count += losses.len();
     }
@@ -533,7 +533,7 @@ fn gradients(
     scale: f64,
 ) -> Result<(f64, [Vec<f32>; 3]), AdapterError> {
     let d = model.config().d_model;
-    let device = Device::flex().autodiff();
+    let device = model.device().clone().autodiff();
     let mut adapter = adapter_of(state, scale, d, &device);
     adapter.w_in = adapter.w_in.require_grad();
     adapter.b_in = adapter.b_in.require_grad();

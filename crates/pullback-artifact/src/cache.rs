@@ -135,38 +135,46 @@ impl Cache {
 
     /// Waits until no other process fetches `entry`, then keeps others from it until the result is dropped.
     pub(crate) fn lock(&self, entry: &Entry, control: &Control) -> Result<File, ArtifactError> {
-        let dir = self.root.join("locks");
-        fs::create_dir_all(&dir).at("create", &dir)?;
-        let path = dir.join(format!("{}.lock", entry.name));
-        let file = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&path)
-            .at("create", &path)?;
-        let mut said = false;
-        loop {
-            match file.try_lock() {
-                Ok(()) => return Ok(file),
-                Err(TryLockError::WouldBlock) => {}
-                Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => {
-                    tracing::warn!(path = %path.display(), "this file system has no locks; going on without");
-                    return Ok(file);
-                }
-                Err(TryLockError::Error(error)) => {
-                    return Err(ArtifactError::io("lock", &path, error));
-                }
+        let path = self.root.join("locks").join(format!("{}.lock", entry.name));
+        wait_for_lock(&path, &entry.name, control)
+    }
+}
+
+/// Waits until no other process holds the lock of this file, then holds it until the result is dropped. `name` is what is
+/// being fetched, for the line that says that it waits.
+pub(crate) fn wait_for_lock(
+    path: &Path,
+    name: &str,
+    control: &Control,
+) -> Result<File, ArtifactError> {
+    if let Some(dir) = path.parent() {
+        fs::create_dir_all(dir).at("create", dir)?;
+    }
+    let file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(path)
+        .at("create", path)?;
+    let mut said = false;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) => {}
+            Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => {
+                tracing::warn!(path = %path.display(), "this file system has no locks; going on without");
+                return Ok(file);
             }
-            if !said {
-                control.say(&format!(
-                    "{}: another process is fetching it; waiting",
-                    entry.name
-                ));
-                said = true;
+            Err(TryLockError::Error(error)) => {
+                return Err(ArtifactError::io("lock", path, error));
             }
-            control.check()?;
-            std::thread::sleep(Duration::from_millis(100));
         }
+        if !said {
+            control.say(&format!("{name}: another process is fetching it; waiting"));
+            said = true;
+        }
+        control.check()?;
+        std::thread::sleep(Duration::from_millis(100));
     }
 }
 

@@ -200,6 +200,99 @@ pub enum ArtifactError {
         /// What is wrong with the archive.
         reason: String,
     },
+    /// The name of a repository cannot be understood.
+    #[error(
+        "cannot use `{text}` as a repository of the Hugging Face hub: {reason}; the form is owner/name[@revision][:file.gguf]"
+    )]
+    HubReference {
+        /// What was given.
+        text: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The address of the hub cannot be used.
+    #[error(
+        "cannot use `{endpoint}` as the hub's address: set HF_ENDPOINT to one such as https://huggingface.co"
+    )]
+    HubEndpoint {
+        /// The address.
+        endpoint: String,
+    },
+    /// The token cannot be sent.
+    #[error(
+        "cannot use the hub's token: it holds blanks or other characters that no token has; check HF_TOKEN, or the file that `hf auth login` writes"
+    )]
+    HubToken,
+    /// The hub shows no such repository.
+    #[error("{endpoint} shows no repository `{repository}`: it may not exist, or it is private or gated; {}", advise_token(*with_token))]
+    HubNotFound {
+        /// The hub's address.
+        endpoint: String,
+        /// `owner/name`.
+        repository: String,
+        /// Whether a token was sent.
+        with_token: bool,
+    },
+    /// The repository is there, but its files are given only to those who were granted access.
+    #[error("`{repository}` is gated: ask for access at {endpoint}/{repository}; {}", advise_token(*with_token))]
+    HubGated {
+        /// The hub's address.
+        endpoint: String,
+        /// `owner/name`.
+        repository: String,
+        /// Whether a token was sent.
+        with_token: bool,
+    },
+    /// The repository has no such branch, tag or commit.
+    #[error(
+        "`{repository}` has no revision `{revision}`: give a branch, a tag or a commit after `@`"
+    )]
+    HubNoRevision {
+        /// `owner/name`.
+        repository: String,
+        /// The revision asked for.
+        revision: String,
+    },
+    /// The repository holds no model that can be used.
+    #[error("cannot use `{repository}` at revision `{revision}`: {reason}")]
+    HubNoModel {
+        /// `owner/name`.
+        repository: String,
+        /// The revision.
+        revision: String,
+        /// What is missing, and what there is.
+        reason: String,
+    },
+    /// The network was not to be used, and the cache does not hold all that is needed.
+    #[error("HF_HUB_OFFLINE is set, and {} lacks {missing} of `{reference}`: unset it and run `pullback pull {reference}`, or copy the folder from a machine that has it", folder.display())]
+    HubOffline {
+        /// What was asked for.
+        reference: String,
+        /// The repository's folder in the cache.
+        folder: PathBuf,
+        /// What is not there.
+        missing: String,
+    },
+    /// The hub cannot be reached.
+    #[error(
+        "cannot reach {endpoint} after {tries} tries: {reason}; check the network connection, or set HF_HUB_OFFLINE=1 to use what the cache holds"
+    )]
+    HubUnreachable {
+        /// The hub's address.
+        endpoint: String,
+        /// How often it was tried.
+        tries: u32,
+        /// What went wrong the last time.
+        reason: String,
+    },
+    /// The hub answered something that cannot be used.
+    #[error("{url} gave an answer that cannot be used: {reason}")]
+    HubAnswer {
+        /// What was asked for.
+        url: String,
+        /// What is wrong with the answer.
+        reason: String,
+    },
     /// The handler for Ctrl-C cannot be set.
     #[error("cannot handle Ctrl-C: {reason}")]
     Signal {
@@ -231,6 +324,15 @@ impl ArtifactError {
             path: path.to_path_buf(),
             reason: reason.to_string(),
         }
+    }
+}
+
+/// What can be done about a repository that is not shown.
+fn advise_token(with_token: bool) -> &'static str {
+    if with_token {
+        "the token that was sent (HF_TOKEN, or that of `hf auth login`) is not valid or has no access to it"
+    } else {
+        "if you have access, give a token with HF_TOKEN or `hf auth login`"
     }
 }
 

@@ -20,7 +20,7 @@ use crate::error::{ArtifactError, IoContext};
 use crate::manifest::FileEntry;
 
 /// How often a download is tried before giving up.
-const TRIES: u32 = 3;
+pub(crate) const TRIES: u32 = 3;
 
 /// How often the client and its progress are looked at.
 const POLL: Duration = Duration::from_millis(100);
@@ -195,7 +195,7 @@ struct Job<'a> {
 }
 
 /// Why an attempt did not succeed.
-enum Failure {
+pub(crate) enum Failure {
     /// What came is broken, or nothing came: worth another try.
     Broken(String),
     /// Another try would not help.

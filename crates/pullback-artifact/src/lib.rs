@@ -6,6 +6,7 @@
 //! * [`sha256_file`], [`sha256_bytes`]: digests.
 //! * [`Control`], [`Stage`], [`Interrupted`]: progress and interruption of long work.
 //! * [`fetch()`], [`Fetcher`], [`Catalogue`], [`Cache`]: models and corpora by name, fetched once and verified.
+//! * [`Hub`], [`HubReference`]: models of the Hugging Face hub, in the hub's own cache.
 //! * [`ArtifactError`]: everything that can go wrong here, each case naming the file or value.
 
 mod atomic;
@@ -15,6 +16,7 @@ mod control;
 mod digest;
 mod error;
 mod fetch;
+mod hub;
 mod manifest;
 
 pub use atomic::{
@@ -26,4 +28,5 @@ pub use control::{Control, Interrupted, Stage};
 pub use digest::{sha256_bytes, sha256_file};
 pub use error::ArtifactError;
 pub use fetch::{Client, Fetched, Fetcher, fetch};
+pub use hub::{Hub, HubModel, HubReference};
 pub use manifest::{FORMAT, FileEntry, MANIFEST_FILE, Manifest, ModelRef, ParentRef};

@@ -26,8 +26,22 @@ pub(crate) struct Cli {
     #[arg(long, global = true, value_name = "FILE")]
     pub(crate) config: Option<String>,
 
+    /// Where models run; `gpu` needs a program built with the feature `gpu`
+    #[arg(long, global = true, value_enum, default_value_t)]
+    pub(crate) device: DeviceKind,
+
     #[command(subcommand)]
     pub(crate) command: Command,
+}
+
+/// Where models run.
+#[derive(Clone, Copy, Debug, Default, clap::ValueEnum)]
+pub(crate) enum DeviceKind {
+    /// The processor, with the fused kernels
+    #[default]
+    Cpu,
+    /// The graphics card, through wgpu
+    Gpu,
 }
 
 #[derive(Debug, Subcommand)]

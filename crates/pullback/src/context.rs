@@ -5,16 +5,19 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use burn::tensor::Device;
 use pullback_activations::Corpus;
-use pullback_artifact::{Catalogue, Control, EntryKind, Manifest, ModelRef, fetch};
+use pullback_artifact::{
+    Catalogue, Control, EntryKind, Hub, HubReference, Manifest, ModelRef, fetch,
+};
 use pullback_model::{Model, Site};
 
-use crate::cli::Cli;
+use crate::cli::{Cli, DeviceKind};
 use crate::output;
 
 /// One run of the program.
 pub(crate) struct App {
     pub(crate) control: Control,
     pub(crate) json: bool,
+    device: DeviceKind,
 }
 
 /// A model with the name that artifacts record of it.
@@ -41,6 +44,7 @@ impl App {
                 Control::terminal()
             },
             json: cli.json,
+            device: cli.device,
         }
     }
 
@@ -62,12 +66,10 @@ impl App {
         }
     }
 
-    /// The file or directory of a model given as a catalogue name, a `.gguf` file or a directory. What
-    /// exists on disk wins; a catalogue name is fetched if need be.
+    /// The file or directory of a model given as a catalogue name, a `.gguf` file, a directory or a repository of the
+    /// hub, and the name that artifacts record. What exists on disk wins; what is not here is fetched.
     pub(crate) fn model_path(&self, model: &str) -> anyhow::Result<(String, PathBuf)> {
         let path = Path::new(model);
-        let looks_like_path =
-            model.contains(['/', '\\']) || path.extension().is_some_and(|e| e == "gguf");
         if path.exists() {
             let stem = if path.is_dir() {
                 path.file_name()
@@ -80,9 +82,21 @@ impl App {
             );
             return Ok((name, path.to_owned()));
         }
-        if looks_like_path {
+        if HubReference::is_meant_by(model) {
+            let reference: HubReference = model.parse()?;
+            let hub = Hub::from_env()?;
+            // What the cache holds is used as it is: a model must not change between the steps of one piece of work.
+            let found = match hub.find(&reference)? {
+                Some(found) => found,
+                None => hub.fetch(&reference, &self.control).with_context(|| {
+                    format!("{model} does not exist as a file or directory, and was looked for on the hub")
+                })?,
+            };
+            return Ok((reference.to_string(), found.path));
+        }
+        if model.contains(['/', '\\']) || path.extension().is_some_and(|e| e == "gguf") {
             bail!(
-                "{model} does not exist: give a .gguf file, a model directory or a name of the catalogue ({})",
+                "{model} does not exist: give a .gguf file, a model directory, a name of the catalogue ({}) or a repository of the hub (owner/name)",
                 names(EntryKind::Model)?
             );
         }
@@ -96,10 +110,20 @@ impl App {
         Ok((fetched.entry.name, fetched.path))
     }
 
+    /// Where models run.
+    fn device(&self) -> anyhow::Result<Device> {
+        match self.device {
+            DeviceKind::Cpu => Ok(Device::flex()),
+            DeviceKind::Gpu => gpu(),
+        }
+    }
+
     /// Loads a model.
     pub(crate) fn load_model(&self, model: &str) -> anyhow::Result<NamedModel> {
+        // What cannot be had is said before anything is fetched.
+        let device = self.device()?;
         let (name, path) = self.model_path(model)?;
-        let model = Model::load(&path, &Device::flex())?;
+        let model = Model::load(&path, &device)?;
         Ok(NamedModel { name, model })
     }
 
@@ -142,6 +166,27 @@ impl App {
         }
         Ok(Corpus::open(&fetched.path)?)
     }
+}
+
+/// The graphics card.
+#[cfg(feature = "gpu")]
+fn gpu() -> anyhow::Result<Device> {
+    // It can be set up once only.
+    static DEVICE: std::sync::OnceLock<Device> = std::sync::OnceLock::new();
+    if let Some(device) = DEVICE.get() {
+        return Ok(device.clone());
+    }
+    let device = Device::wgpu_options().init().context(
+        "no graphics card can be used (Vulkan, Metal or DirectX 12 is needed): use --device cpu",
+    )?;
+    Ok(DEVICE.get_or_init(|| device).clone())
+}
+
+#[cfg(not(feature = "gpu"))]
+fn gpu() -> anyhow::Result<Device> {
+    bail!(
+        "--device gpu: this program was built without it; build it with `cargo build --release --features gpu`, or use --device cpu"
+    )
 }
 
 /// Names of a kind in the catalogue.

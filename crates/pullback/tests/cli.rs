@@ -2,10 +2,14 @@
 //! `pullback-model`'s fixtures.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::missing_panics_doc)]
 
+#[path = "../../pullback-artifact/tests/common/hub_server.rs"]
+mod hub_server;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use hub_server::{Access, COMMIT, Fault, HubServer};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -40,6 +44,12 @@ fn pullback(dir: &Path, arguments: &[&str]) -> Command {
         .env("PULLBACK_CACHE", dir.join("cache"))
         .env("PULLBACK_PIP", "false")
         .env("PULLBACK_NPM", "false")
+        .env("HF_HOME", dir.join("huggingface"))
+        .env("HF_HUB_OFFLINE", "1")
+        .env_remove("HF_HUB_CACHE")
+        .env_remove("HF_TOKEN")
+        .env_remove("HF_TOKEN_PATH")
+        .env_remove("HF_ENDPOINT")
         .args(arguments);
     command
 }
@@ -568,6 +578,21 @@ fn bad_input_is_one_clear_error() {
         &["inspect", "no-such-name"],
         &["no-such-name", "smollm2-135m-instruct"],
     );
+    fails(
+        d,
+        &["inspect", "no/such-name"],
+        &["no/such-name does not exist as a file", "HF_HUB_OFFLINE"],
+    );
+    fails(
+        d,
+        &["inspect", "no/such-name:model.bin"],
+        &["no/such-name:model.bin", "not a .gguf file"],
+    );
+    fails(
+        d,
+        &["inspect", "no/such/directory"],
+        &["no/such/directory does not exist", "owner/name"],
+    );
     let tiny = write("tiny.txt", b"too little text");
     fails(
         d,
@@ -708,4 +733,251 @@ fn options_can_come_from_a_file_and_the_command_line_wins() {
     let wrong = run(dir.path(), &["run", &model, "--config", "run.toml"]);
     assert_eq!(wrong.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&wrong.stderr).contains("`promt` is no option"));
+}
+
+/// The tiny model in both layouts, as a repository of a hub.
+fn tiny_hub() -> HubServer {
+    let tiny = |name: &str| fs::read(fixture("tiny-llama").join(name)).unwrap();
+    HubServer::new([
+        ("README.md", b"# Tiny".to_vec()),
+        ("config.json", tiny("config.json")),
+        ("model.safetensors", tiny("model.safetensors")),
+        ("tokenizer.json", tiny("tokenizer.json")),
+        ("tokenizer_config.json", tiny("tokenizer_config.json")),
+        (
+            "tiny-llama.gguf",
+            fs::read(fixture("tiny-llama.gguf")).unwrap(),
+        ),
+    ])
+}
+
+/// The program, with this hub instead of the real one.
+fn with_hub(dir: &Path, hub: &HubServer, arguments: &[&str]) -> Command {
+    let mut command = pullback(dir, arguments);
+    command
+        .env("HF_ENDPOINT", &hub.endpoint)
+        .env_remove("HF_HUB_OFFLINE");
+    command
+}
+
+fn parsed(output: Output) -> Value {
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{errors}");
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+#[test]
+fn a_repository_of_the_hub_is_pulled_and_used_wherever_a_model_is() {
+    let (dir, hub) = (TempDir::new().unwrap(), tiny_hub());
+    let d = dir.path();
+    let ask = |arguments: &[&str]| with_hub(d, &hub, arguments).output().unwrap();
+
+    let pulled = parsed(ask(&["pull", "owner/name", "--json"]));
+    let snapshot = d
+        .join("huggingface/hub/models--owner--name/snapshots")
+        .join(COMMIT);
+    assert_eq!(pulled["path"], snapshot.display().to_string());
+    assert_eq!(pulled["commit"], COMMIT);
+    assert_eq!(pulled["revision"], "main");
+    assert_eq!(pulled["from_cache"], false);
+    assert!(!snapshot.join("README.md").exists());
+    assert_eq!(
+        parsed(ask(&["pull", "owner/name", "--json"]))["from_cache"],
+        true
+    );
+
+    // From here on without a network.
+    hub.asked();
+    let from_hub = json(d, &["inspect", "owner/name", "--json"]);
+    let from_disk = fixture("tiny-llama").display().to_string();
+    let from_disk = json(d, &["inspect", &from_disk, "--json"]);
+    assert_eq!(from_hub["name"], "owner/name");
+    assert_eq!(from_hub["digest"], from_disk["digest"]);
+    assert!(from_hub["parameters"].as_u64().unwrap() > 0);
+    let path = snapshot.display().to_string();
+    assert_eq!(
+        json(d, &["inspect", &path, "--json"])["digest"],
+        from_disk["digest"]
+    );
+    let first = json(d, &["run", "owner/name", "--prompt", "a sea", "--json"]);
+    let second = json(d, &["run", &path, "--prompt", "a sea", "--json"]);
+    assert_eq!(first["next"], second["next"]);
+    assert!(
+        first["next"]
+            .as_array()
+            .is_some_and(|next| !next.is_empty()),
+        "{first}"
+    );
+    assert!(hub.asked().is_empty());
+
+    // A file of it, fetched when it is needed.
+    let reference = "owner/name@main:tiny-llama.gguf";
+    fails(
+        d,
+        &["inspect", reference],
+        &["lacks tiny-llama.gguf", "HF_HUB_OFFLINE"],
+    );
+    let one = parsed(ask(&["inspect", reference, "--json"]));
+    assert_eq!(one["name"], reference);
+    let gguf = fixture("tiny-llama.gguf").display().to_string();
+    assert_eq!(
+        one["digest"],
+        json(d, &["inspect", &gguf, "--json"])["digest"]
+    );
+
+    // What lies here under that name comes first.
+    fs::create_dir_all(d.join("owner/name")).unwrap();
+    fails(d, &["inspect", "owner/name"], &["owner/name"]);
+}
+
+#[test]
+fn an_artifact_finds_its_model_on_the_hub_again() {
+    let (dir, hub) = (TempDir::new().unwrap(), tiny_hub());
+    let (d, text) = (dir.path(), corpus(dir.path()));
+    let harvest = [
+        "harvest",
+        "owner/name",
+        "--text",
+        &text,
+        "--tokens",
+        "2000",
+        "--held-out",
+        "512",
+        "--context",
+        "32",
+        "-o",
+        "store",
+        "--json",
+    ];
+    parsed(with_hub(d, &hub, &harvest).output().unwrap());
+    let manifest = json(d, &["show", "store", "--json"]);
+    assert_eq!(manifest["manifest"]["model"]["name"], "owner/name");
+    let train = [
+        "sae",
+        "train",
+        "store",
+        "--features",
+        "64",
+        "--k",
+        "4",
+        "--passes",
+        "1",
+        "-o",
+        "sae",
+    ];
+    let output = run(d, &train);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{errors}");
+}
+
+#[test]
+fn the_hub_refuses_and_the_program_says_what_to_do() {
+    let (dir, hub) = (TempDir::new().unwrap(), tiny_hub());
+    let d = dir.path();
+    let fails = |arguments: &[&str], token: &str, words: &[&str]| {
+        let mut command = with_hub(d, &hub, arguments);
+        if !token.is_empty() {
+            command.env("HF_TOKEN", token);
+        }
+        let output = command.output().unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{errors}");
+        for word in words {
+            assert!(errors.contains(word), "`{word}` is not in: {errors}");
+        }
+        assert!(
+            !errors.contains("panicked") && !errors.contains("hf_"),
+            "{errors}"
+        );
+    };
+    fails(
+        &["pull", "owner/other"],
+        "",
+        &["no repository `owner/other`", "HF_TOKEN"],
+    );
+    fails(
+        &["run", "owner/other", "--prompt", "x"],
+        "",
+        &["does not exist as a file"],
+    );
+    fails(&["pull", "owner/name@v7"], "", &["no revision `v7`"]);
+    fails(
+        &["pull", "owner/name:x.gguf"],
+        "",
+        &["x.gguf", "tiny-llama.gguf"],
+    );
+    hub.state().access = Access::Gated;
+    fails(&["pull", "owner/name"], "", &["is gated", "ask for access"]);
+    fails(
+        &["pull", "owner/name"],
+        "hf_bad",
+        &["is gated", "token that was sent"],
+    );
+    // The token of a file, as `hf auth login` leaves it; the cache where a variable says.
+    fs::create_dir_all(d.join("huggingface")).unwrap();
+    fs::write(d.join("huggingface/token"), "hf_good\n").unwrap();
+    let output = with_hub(d, &hub, &["pull", "owner/name"])
+        .env("HF_HUB_CACHE", d.join("elsewhere"))
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    assert!(d.join("elsewhere/models--owner--name/refs/main").is_file());
+    assert!(!d.join("huggingface/hub").exists());
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interrupted_pull_ends_with_130_and_goes_on() {
+    let (dir, hub) = (TempDir::new().unwrap(), tiny_hub());
+    let d = dir.path();
+    hub.state().faults = vec![Fault::Stall(5000)];
+    let child = with_hub(d, &hub, &["pull", "owner/name"])
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let blobs = d.join("huggingface/hub/models--owner--name/blobs");
+    let begun = || {
+        fs::read_dir(&blobs)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .any(|entry| {
+                entry.file_name().to_string_lossy().ends_with(".incomplete")
+                    && entry.metadata().is_ok_and(|part| part.len() == 5000)
+            })
+    };
+    while !begun() {
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    let kill = Command::new("kill")
+        .args(["-INT", &child.id().to_string()])
+        .status();
+    assert!(kill.unwrap().success());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("goes on"));
+    assert!(begun());
+    let output = with_hub(d, &hub, &["pull", "owner/name"]).output().unwrap();
+    assert!(output.status.success());
+    let state = hub.state();
+    let resumed = state
+        .requests
+        .iter()
+        .any(|request| request.headers.get("range").map(String::as_str) == Some("bytes=5000-"));
+    assert!(resumed);
+}
+
+#[cfg(not(feature = "gpu"))]
+#[test]
+fn a_device_that_is_not_built_in_is_said_before_anything_is_done() {
+    let dir = TempDir::new().unwrap();
+    fails(
+        dir.path(),
+        &["run", "no/such-model", "--prompt", "x", "--device", "gpu"],
+        &["--device gpu", "--features gpu"],
+    );
 }

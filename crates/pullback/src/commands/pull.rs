@@ -1,8 +1,8 @@
-//! `pullback pull`: fetch a model or a corpus into the cache.
+//! `pullback pull`: fetch a model or a corpus of the catalogue, or a model of the Hugging Face hub, into the cache.
 
 use std::fmt::Write;
 
-use pullback_artifact::{Catalogue, fetch};
+use pullback_artifact::{Catalogue, Hub, HubReference, fetch};
 use serde_json::json;
 
 use crate::context::App;
@@ -10,10 +10,13 @@ use crate::context::App;
 /// Options of `pull`.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Example: pullback pull smollm2-135m-instruct\nWithout a name, lists the catalogue."
+    after_help = "Examples:\n  pullback pull smollm2-135m-instruct\n  pullback pull HuggingFaceTB/SmolLM2-135M\n  pullback pull owner/name@revision:file.gguf\n\n\
+                  Without a name, lists the catalogue. Repositories of the hub are fetched into the hub's own cache,\n\
+                  only the files that a model needs. HF_TOKEN, HF_HOME, HF_HUB_CACHE, HF_ENDPOINT and HF_HUB_OFFLINE\n\
+                  have their usual meaning."
 )]
 pub(crate) struct Arguments {
-    /// A name of the catalogue
+    /// A name of the catalogue, or a repository of the Hugging Face hub: owner/name[@revision][:file.gguf]
     name: Option<String>,
 }
 
@@ -37,6 +40,9 @@ pub(crate) fn run(app: &App, arguments: &Arguments) -> anyhow::Result<()> {
             text
         });
     };
+    if HubReference::is_meant_by(name) {
+        return pull_from_hub(app, &name.parse()?);
+    }
     let fetched = fetch(name, &app.control)?;
     let result = json!({
         "name": fetched.entry.name,
@@ -44,6 +50,20 @@ pub(crate) fn run(app: &App, arguments: &Arguments) -> anyhow::Result<()> {
         "licence": fetched.entry.licence,
         "path": fetched.path,
         "sha256": fetched.sha256,
+        "from_cache": fetched.from_cache,
+    });
+    app.print(&result, || format!("{}\n", fetched.path.display()))
+}
+
+fn pull_from_hub(app: &App, reference: &HubReference) -> anyhow::Result<()> {
+    let fetched = Hub::from_env()?.fetch(reference, &app.control)?;
+    let result = json!({
+        "name": reference.to_string(),
+        "kind": "model",
+        "repository": reference.repository(),
+        "revision": reference.revision(),
+        "commit": fetched.commit,
+        "path": fetched.path,
         "from_cache": fetched.from_cache,
     });
     app.print(&result, || format!("{}\n", fetched.path.display()))

@@ -32,7 +32,7 @@ use crate::context::{App, NamedModel, make_room};
     the model the manner of an old sailor, and writes report.html: which features of the model changed.\n\
     What is finished is kept: after Ctrl-C the same command goes on.")]
 pub(crate) struct Arguments {
-    /// A catalogue name, a .gguf file or a model directory (with a chat template)
+    /// A catalogue name, a .gguf file, a model directory or owner/name of the hub (with a chat template)
     #[arg(long, default_value = "smollm2-135m-instruct")]
     model: String,
     /// A corpus: a catalogue name, a .txt, .json or .jsonl file, or a directory of them
@@ -248,6 +248,7 @@ pub(crate) fn run(app: &App, arguments: &Arguments) -> anyhow::Result<()> {
         })?;
     }
     let (adapter, _) = ResidualAdapter::load(&adapter_path)?;
+    let adapter = adapter.to_device(model.device());
     let (adapter_result, adapter_training) = pullback_adapters::load_training(&adapter_path)?;
 
     clock.reset("answer");

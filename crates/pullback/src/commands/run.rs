@@ -21,7 +21,7 @@ use crate::output;
     pullback run smollm2-135m-instruct --chat --prompt \"How do I bake bread?\" --max-tokens 80\n  \
     pullback run smollm2-135m-instruct --chat --adapter pullback-quickstart/adapter")]
 pub(crate) struct Arguments {
-    /// A catalogue name, a .gguf file or a model directory
+    /// A catalogue name, a .gguf file, a model directory, or owner/name[@revision][:file.gguf] of the hub
     model: String,
     /// The text to go on from; with --chat, what the user says (without it, a conversation on the terminal)
     #[arg(long)]
@@ -80,6 +80,7 @@ pub(crate) fn run(app: &App, arguments: &Arguments) -> anyhow::Result<()> {
     for path in &arguments.adapter {
         let (adapter, manifest) = ResidualAdapter::load(path)?;
         manifest.check_model(&named.reference())?;
+        let adapter = adapter.to_device(model.device());
         interventions.push(Intervention::new(adapter.site, Arc::new(adapter)));
     }
     if let Some(path) = &arguments.splice {

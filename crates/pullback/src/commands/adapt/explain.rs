@@ -128,6 +128,7 @@ pub(crate) fn run(app: &App, arguments: &Arguments) -> anyhow::Result<()> {
     let named = app.load_model_of(arguments.model.as_deref(), store.manifest())?;
     let pages = FeaturePages::default();
     let (model, control) = (&named.model, &app.control);
+    let adapter = adapter.to_device(model.device());
     let explanation = match arguments.on {
         On::Corpus => explain(&adapter, &sae, &store, model, arguments.top, pages, control)?,
         On::Answers => {
