@@ -233,11 +233,11 @@ unsafe fn into_pointer<T: Real>(
         target_pointer_width = "64"
     ))]
     if std::any::TypeId::of::<T>() == std::any::TypeId::of::<f32>()
-        && amx::pay(left.rows, right.columns, left.columns, threads)
+        && amx::pays(left.rows, right.columns, left.columns)
     {
         let (left, right) = (left.in_f32(), right.in_f32());
         let (keep, scale) = (keep.as_f64() as f32, scale.as_f64() as f32);
-        // SAFETY: `T` is f32, `out` is the caller's promise, and `pay` has found the unit.
+        // SAFETY: `T` is f32, `out` is the caller's promise, and `pays` has found the unit.
         unsafe { amx::into_pointer(out.cast(), row_stride, left, right, keep, scale, threads) };
         return;
     }
@@ -291,7 +291,7 @@ unsafe fn through_gemm<T: Real>(
 
 #[cfg(test)]
 mod tests {
-    use super::{Matrix, MatrixMut, Threads, matmul};
+    use super::{Matrix, MatrixMut, Threads, matmul, product};
 
     #[test]
     fn agrees_with_sums_by_hand() {
@@ -312,6 +312,33 @@ mod tests {
                     let sum: f64 = (0..3).map(|l| left[i * 3 + l] * right[j * 3 + l]).sum();
                     assert_eq!(out[i * 4 + j], 2.0 + 3.0 * sum);
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn a_large_product_agrees_with_that_in_f64() {
+        let (rows, inner, columns) = (96, 300, 128);
+        let left: Vec<f64> = (0..rows * inner).map(|i| (i as f64).sin()).collect();
+        let right: Vec<f64> = (0..inner * columns).map(|i| (i as f64).cos()).collect();
+        let single = |x: &[f64]| x.iter().map(|&x| x as f32).collect::<Vec<_>>();
+        let (left_single, right_single) = (single(&left), single(&right));
+        for threads in [Threads::One, Threads::All] {
+            let double = product(
+                Matrix::new(&left, rows, inner, inner),
+                Matrix::new(&right, columns, inner, inner).transposed(),
+                threads,
+            );
+            let single = product(
+                Matrix::new(&left_single, rows, inner, inner),
+                Matrix::new(&right_single, columns, inner, inner).transposed(),
+                threads,
+            );
+            let largest = double.iter().fold(0.0_f64, |top, x| top.max(x.abs()));
+            assert!(largest > 1.0);
+            for (x, y) in single.iter().zip(&double) {
+                // Inputs are rounded to f32 as well: 300 terms of at most 1.
+                assert!((f64::from(*x) - y).abs() < 300.0 * 3.0 * 2.0_f64.powi(-24));
             }
         }
     }
