@@ -17,9 +17,9 @@ use crate::Threads;
 const DEPTH: usize = 768;
 /// Lines of the shared operand that are packed at a time, for all tasks: at most 4.5 MiB.
 const SHARED_LINES: usize = 1024;
-/// Panels of the other operand that a task packs for itself at most: with 768 inner positions 576 KiB, which stay in
-/// the second cache of its processor.
-const OWN_PANELS: usize = 4;
+/// Panels of the other operand that a task packs for itself at most: 864 KiB with 768 inner positions, which
+/// stay in the second cache of its processor.
+const OWN_PANELS: usize = 6;
 
 /// Where the product goes: `rows × columns` with rows `row_stride` apart.
 #[derive(Clone, Copy)]
