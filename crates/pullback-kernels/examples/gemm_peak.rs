@@ -1,4 +1,5 @@
-//! Prints how fast dense `f32` products are: `pullback_kernels::matmul` and the `gemm` crate in turn, in one run.
+//! Prints how fast dense `f32` products are: `pullback_kernels::matmul` and the `gemm` crate in turn, in one
+//! run; before that, on processors with AMX-BF16, what the tile unit can do and what packing costs.
 //!
 //! `cargo run --release -p pullback-kernels --example gemm_peak [-- WORD]` (only lines that contain `WORD`)
 
@@ -6,6 +7,21 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use pullback_kernels::{Matrix, MatrixMut, Threads, matmul};
+
+#[cfg(all(
+    target_arch = "x86_64",
+    target_os = "linux",
+    target_pointer_width = "64"
+))]
+#[path = "../src/matmul/amx/split.rs"]
+mod split;
+#[cfg(all(
+    target_arch = "x86_64",
+    target_os = "linux",
+    target_pointer_width = "64"
+))]
+#[path = "../src/matmul/amx/unit.rs"]
+mod unit;
 
 /// How often each side is timed; the median is printed.
 const REPEATS: usize = 9;
@@ -33,7 +49,9 @@ fn main() {
     shapes.push(Shape("loss g·W", [128, 49152, 576], input));
     shapes.push(Shape("SAE x·Wᵀ", [4096, 576, 8192], ahead));
     shapes.push(Shape("SAE x·Wᵀ", [4096, 576, 16384], ahead));
-    shapes.push(Shape("SAE part", [64, 576, 8192], ahead));
+    for rows in [64, 128, 256] {
+        shapes.push(Shape("SAE part", [rows, 576, 8192], ahead));
+    }
     for rows in [8, 16, 24, 32, 48, 64, 96, 128, 256] {
         shapes.push(Shape("few rows", [rows, 576, 1536], ahead));
         shapes.push(Shape("few rows", [rows, 576, 576], ahead));
@@ -47,6 +65,14 @@ fn main() {
     }
     for size in [32, 48, 64, 96, 128, 192, 256, 384, 512, 1024, 2048] {
         shapes.push(Shape("square", [size, size, size], ahead));
+    }
+    #[cfg(all(
+        target_arch = "x86_64",
+        target_os = "linux",
+        target_pointer_width = "64"
+    ))]
+    if unit::available() {
+        tiles();
     }
     println!("GFLOP/s, medians of {REPEATS}; rows × inner × columns");
     for threads in [Threads::One, Threads::All] {
@@ -171,4 +197,114 @@ fn numbers(count: usize, seed: u64) -> Vec<f32> {
             (state >> 40) as f32 / (1_u64 << 23) as f32 - 1.0
         })
         .collect()
+}
+
+/// The tile unit alone on one thread, and packing.
+#[cfg(all(
+    target_arch = "x86_64",
+    target_os = "linux",
+    target_pointer_width = "64"
+))]
+fn tiles() {
+    use split::{Operand, STEP, STEP_ROWS, Side, TileRow, pack_panel};
+    use unit::{Sums, Tiles, multiply_panels};
+
+    let median = |inside: usize, body: &mut dyn FnMut()| {
+        let mut times: Vec<f64> = (0..=20 * REPEATS)
+            .map(|_| {
+                let start = Instant::now();
+                (0..inside).for_each(|_| body());
+                start.elapsed().as_secs_f64() / inside as f64
+            })
+            .skip(1)
+            .collect();
+        times.sort_by(f64::total_cmp);
+        times[times.len() / 2]
+    };
+    println!("packing on one thread, ns a number");
+    for (lines, inner) in [(128, 576), (1024, 1024)] {
+        let data = numbers(lines * inner, 3);
+        let steps = inner / STEP;
+        let mut out = vec![TileRow::ZERO; lines / 32 * steps * STEP_ROWS];
+        for (side, line_stride, inner_stride) in [
+            (Side::Left, inner, 1),
+            (Side::Left, 1, lines),
+            (Side::Right, inner, 1),
+            (Side::Right, 1, lines),
+        ] {
+            let operand = Operand::new(&data, lines, inner, line_stride, inner_stride);
+            let time = median(1, &mut || {
+                for (panel, out) in out.chunks_exact_mut(steps * STEP_ROWS).enumerate() {
+                    // SAFETY: `available` includes the vector instructions of packing.
+                    unsafe { pack_panel(out, operand, side, panel * 32, 0, inner) };
+                }
+            });
+            let place = if inner_stride == 1 { "inner" } else { "lines" };
+            println!(
+                "{side:?} {lines} × {inner}, {place} adjacent: {:.3}",
+                time * 1e9 / (lines * inner) as f64
+            );
+        }
+    }
+    println!("tile unit on one thread, GFLOP/s of f32 products (six tile products each)");
+    for (name, data) in [
+        ("zeros", vec![0.0; 256 * 576]),
+        ("numbers", numbers(256 * 576, 4)),
+    ] {
+        let steps = 576 / STEP;
+        let mut packed = vec![TileRow::ZERO; 8 * steps * STEP_ROWS];
+        for (panel, out) in packed.chunks_exact_mut(steps * STEP_ROWS).enumerate() {
+            let operand = Operand::new(&data, 256, 576, 576, 1);
+            let side = if panel < 4 { Side::Left } else { Side::Right };
+            // SAFETY: as above.
+            unsafe { pack_panel(out, operand, side, panel * 32, 0, 576) };
+        }
+        // SAFETY: the unit is available.
+        let configured = unsafe { Tiles::configure() };
+        let count = 2000_usize;
+        let time = median(1, &mut || {
+            // SAFETY: the tiles are configured and the six loads lie within `packed`.
+            unsafe {
+                std::arch::asm!(
+                    "tilezero tmm0",
+                    "tilezero tmm1",
+                    "tilezero tmm2",
+                    "tilezero tmm3",
+                    "tileloadd tmm4, [{data} + {row}]",
+                    "tileloadd tmm5, [{data} + {row} + 1024]",
+                    "tileloadd tmm6, [{data} + {row} + 2048]",
+                    "tileloadd tmm7, [{data} + {row} + 3072]",
+                    "2:",
+                    "tdpbf16ps tmm0, tmm4, tmm6",
+                    "tdpbf16ps tmm1, tmm4, tmm7",
+                    "tdpbf16ps tmm2, tmm5, tmm6",
+                    "tdpbf16ps tmm3, tmm5, tmm7",
+                    "dec {count}",
+                    "jnz 2b",
+                    data = in(reg) packed.as_ptr(),
+                    row = in(reg) 64_usize,
+                    count = inout(reg) count => _,
+                    out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                    out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                    options(nostack, readonly),
+                );
+            }
+        });
+        let alone = (count * 4 * 16 * 16 * 32 * 2) as f64 / 6.0 / time / 1e9;
+        let mut sums = Sums([0.0; 32 * 32]);
+        let time = median(1, &mut || {
+            for left in 0..4 {
+                for right in 4..8 {
+                    let [left, right] =
+                        [left, right].map(|i| packed[i * steps * STEP_ROWS..].as_ptr());
+                    // SAFETY: the tiles are configured, and each panel holds `steps` steps.
+                    unsafe { multiply_panels(&mut sums, left, right, steps) };
+                }
+            }
+        });
+        black_box(&mut sums.0);
+        drop(configured);
+        let panels = (16 * 32 * 32 * steps * STEP * 2) as f64 / time / 1e9;
+        println!("{name}: in registers {alone:.0}, packed panels {panels:.0}");
+    }
 }

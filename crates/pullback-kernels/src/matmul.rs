@@ -233,11 +233,11 @@ unsafe fn into_pointer<T: Real>(
         target_pointer_width = "64"
     ))]
     if std::any::TypeId::of::<T>() == std::any::TypeId::of::<f32>()
-        && amx::pay(left.rows, right.columns, left.columns, threads)
+        && amx::pays(left.rows, right.columns, left.columns)
     {
         let (left, right) = (left.in_f32(), right.in_f32());
         let (keep, scale) = (keep.as_f64() as f32, scale.as_f64() as f32);
-        // SAFETY: `T` is f32, `out` is the caller's promise, and `pay` has found the unit.
+        // SAFETY: `T` is f32, `out` is the caller's promise, and `pays` has found the unit.
         unsafe { amx::into_pointer(out.cast(), row_stride, left, right, keep, scale, threads) };
         return;
     }
@@ -291,7 +291,7 @@ unsafe fn through_gemm<T: Real>(
 
 #[cfg(test)]
 mod tests {
-    use super::{Matrix, MatrixMut, Threads, matmul};
+    use super::{Matrix, MatrixMut, Threads, matmul, product};
 
     #[test]
     fn agrees_with_sums_by_hand() {
@@ -314,6 +314,37 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_large_product_agrees_with_that_in_f64() {
+        let (rows, inner, columns) = (96, 300, 128);
+        let left: Vec<f32> = (0..rows * inner).map(|i| (i as f32).sin()).collect();
+        let right: Vec<f32> = (0..inner * columns).map(|i| (i as f32).cos()).collect();
+        let double = |x: &[f32], of: fn(f64) -> f64| -> Vec<f64> {
+            x.iter().map(|&x| of(f64::from(x))).collect()
+        };
+        let in_double = |of| {
+            product(
+                Matrix::new(&double(&left, of), rows, inner, inner),
+                Matrix::new(&double(&right, of), columns, inner, inner).transposed(),
+                Threads::All,
+            )
+        };
+        let (sums, magnitudes) = (in_double(|x| x), in_double(f64::abs));
+        // 300 roundings by `gemm`, or 17 and 6 for each 32 positions and one on the tile unit.
+        let bound = 300.0 * 2.0_f64.powi(-24);
+        for threads in [Threads::One, Threads::All] {
+            let single = product(
+                Matrix::new(&left, rows, inner, inner),
+                Matrix::new(&right, columns, inner, inner).transposed(),
+                threads,
+            );
+            for ((x, sum), magnitude) in single.iter().zip(&sums).zip(&magnitudes) {
+                assert!((f64::from(*x) - sum).abs() <= bound * magnitude);
+            }
+        }
+        assert!(sums.iter().any(|sum| sum.abs() > 1.0));
     }
 
     #[test]

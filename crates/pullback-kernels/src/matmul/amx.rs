@@ -13,13 +13,27 @@ mod split;
 mod unit;
 
 use super::{Matrix, Threads, through_gemm};
-use split::Operand;
+use split::{Operand, PANEL};
 pub(super) use unit::available;
 
+/// Multiply-adds below which `gemm` is as fast.
+const SMALL: usize = 1 << 19;
+/// Multiply-adds below which starting threads costs more than they save.
+const ONE_THREAD: usize = 1 << 21;
+
 /// Whether the unit is there and a product of this shape is faster on it.
-pub(super) fn pay(rows: usize, columns: usize, inner: usize, threads: Threads) -> bool {
-    let _ = threads;
-    rows >= 32 && columns >= 32 && inner >= 32 && available()
+///
+/// Panels are multiplied whole, so shapes are left out for which much of that would be zeros.
+pub(super) fn pays(rows: usize, columns: usize, inner: usize) -> bool {
+    let shape = [rows, columns, inner];
+    let volume = shape.into_iter().fold(1, usize::saturating_mul);
+    let whole = shape
+        .into_iter()
+        .map(|size| size.next_multiple_of(PANEL) as f64 / size as f64);
+    volume >= SMALL
+        && shape.into_iter().all(|size| size >= PANEL)
+        && whole.product::<f64>() <= 1.5
+        && available()
 }
 
 /// `out = keep·out + scale·(left × right)`.
@@ -39,6 +53,15 @@ pub(super) unsafe fn into_pointer(
     scale: f32,
     threads: Threads,
 ) {
+    let volume = left
+        .rows
+        .saturating_mul(left.columns)
+        .saturating_mul(right.columns);
+    let threads = if volume < ONE_THREAD {
+        Threads::One
+    } else {
+        threads
+    };
     let rows = Operand::new(
         left.data,
         left.rows,

@@ -17,9 +17,9 @@ use crate::Threads;
 const DEPTH: usize = 768;
 /// Lines of the shared operand that are packed at a time, for all tasks: at most 4.5 MiB.
 const SHARED_LINES: usize = 1024;
-/// Panels of the other operand that a task packs for itself: with 768 inner positions 576 KiB, which stay in
-/// the second cache of its processor.
-const OWN_PANELS: usize = 4;
+/// Panels of the other operand that a task packs for itself at most: 864 KiB with 768 inner positions, which
+/// stay in the second cache of its processor.
+const OWN_PANELS: usize = 6;
 
 /// Where the product goes: `rows × columns` with rows `row_stride` apart.
 #[derive(Clone, Copy)]
@@ -217,9 +217,15 @@ impl Slab {
                     .for_each(pack_shared),
             }
             let own_panels = own.lines.div_ceil(PANEL);
-            for_each(threads, own_panels.div_ceil(OWN_PANELS), |task| {
-                let first = task * OWN_PANELS;
-                let count = OWN_PANELS.min(own_panels - first);
+            // At least two tasks a thread, so that none waits long for the last.
+            let tasks = match threads {
+                Threads::One => 1,
+                Threads::All => 2 * rayon::current_num_threads(),
+            };
+            let a_task = own_panels.div_ceil(tasks).min(OWN_PANELS);
+            for_each(threads, own_panels.div_ceil(a_task), |task| {
+                let first = task * a_task;
+                let count = a_task.min(own_panels - first);
                 with_buffer(1, count * panel_rows, |own_packed| {
                     for (panel, out) in own_packed.chunks_exact_mut(panel_rows).enumerate() {
                         pack(out, own, own_side, (first + panel) * PANEL);

@@ -204,7 +204,7 @@ impl<'a> Block<'a> {
         for (row, vector) in rows.iter_mut().enumerate() {
             *vector = self.row(row);
         }
-        if self.across { transpose(rows) } else { rows }
+        if self.across { transpose(&rows) } else { rows }
     }
 }
 
@@ -311,11 +311,11 @@ fn upper_half() -> __m512i {
 /// The transposed 16 × 16 matrix: 2 × 2 blocks of numbers, then of pairs, then of quarters of a vector.
 #[inline]
 #[target_feature(enable = "avx512f,avx512dq,avx512bw")]
-fn transpose(rows: [__m512; TILE]) -> [__m512; TILE] {
+fn transpose(rows: &[__m512; TILE]) -> [__m512; TILE] {
     use std::arch::x86_64::{
         _mm512_castpd_ps, _mm512_castps_pd, _mm512_unpackhi_pd, _mm512_unpacklo_pd,
     };
-    let mut singles = rows;
+    let mut singles = *rows;
     for i in (0..TILE).step_by(2) {
         singles[i] = _mm512_unpacklo_ps(rows[i], rows[i + 1]);
         singles[i + 1] = _mm512_unpackhi_ps(rows[i], rows[i + 1]);

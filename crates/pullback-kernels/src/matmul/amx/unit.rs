@@ -7,7 +7,7 @@ use std::sync::LazyLock;
 use super::split::{PANEL, STEP_ROWS, TileRow};
 
 /// Whether this processor has the unit and the system lets this process use it.
-pub(in crate::matmul) fn available() -> bool {
+pub(crate) fn available() -> bool {
     static AVAILABLE: LazyLock<bool> = LazyLock::new(|| {
         std::arch::is_x86_feature_detected!("avx512f")
             && std::arch::is_x86_feature_detected!("avx512dq")
