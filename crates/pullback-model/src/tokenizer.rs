@@ -283,31 +283,30 @@ impl Tokenizer {
     /// of the vocabulary nothing. It is the text that the library gives which the tokenizer was made with: that of
     /// `tokenizer.json` by Hugging Face, or sentencepiece for scores in GGUF files and llama2.c.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> String {
-        match self.form {
-            TextForm::Decoder => {
-                if let Ok(text) = self.parsing.decode(ids, skip_special) {
-                    return text;
-                }
+        if matches!(self.form, TextForm::Pieces { .. }) {
+            let mut stream = self.decode_stream(skip_special);
+            let mut text = String::new();
+            for &id in ids {
+                stream.push_onto(id, &mut text);
             }
-            TextForm::Bytes => {
-                let bytes: Vec<u8> = ids
-                    .iter()
-                    .filter(|&&id| !(skip_special && self.is_special(id)))
-                    .flat_map(|&id| self.bytes_of(id).iter().copied())
-                    .collect();
-                return String::from_utf8_lossy(&bytes).into_owned();
-            }
-            TextForm::Pieces { .. } => {}
+            return text + &stream.finish();
         }
-        let mut stream = self.decode_stream(skip_special);
-        let mut text = String::new();
-        for &id in ids {
-            stream.push_onto(id, &mut text);
+        if self.form == TextForm::Decoder
+            && let Ok(text) = self.parsing.decode(ids, skip_special)
+        {
+            return text;
         }
-        text + &stream.finish()
+        let bytes: Vec<u8> = ids
+            .iter()
+            .filter(|&&id| !(skip_special && self.is_special(id)))
+            .flat_map(|&id| self.bytes_of(id).iter().copied())
+            .collect();
+        String::from_utf8_lossy(&bytes).into_owned()
     }
 
-    /// Decodes one id after the other; the pieces joined are what [`Tokenizer::decode`] gives for all.
+    /// Decodes one id after the other; the pieces joined are what [`Tokenizer::decode`] gives for all. Only where a
+    /// `tokenizer.json` has a decoder that is neither byte-level nor of SentencePiece's manner may they differ, in that what
+    /// it changes in earlier text is left as it was written.
     pub fn decode_stream(&self, skip_special: bool) -> DecodeStream<'_> {
         DecodeStream::new(self, skip_special)
     }

@@ -450,6 +450,24 @@ fn directories_without_a_usable_tokenizer() {
     );
 }
 
+#[test]
+fn other_decoders_are_those_of_the_library() {
+    let directory = tempfile::tempdir().unwrap();
+    let word_piece = r###"{"version": "1.0", "added_tokens": [], "normalizer": null, "pre_tokenizer": {"type": "Whitespace"},
+        "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": false},
+        "model": {"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##",
+        "max_input_chars_per_word": 100, "vocab": {"[UNK]": 0, "the": 1, "##re": 2, "sea": 3}}}"###;
+    std::fs::write(directory.path().join("tokenizer.json"), word_piece).unwrap();
+    let tokenizer = Tokenizer::from_huggingface(directory.path()).unwrap();
+    let found = tokenizer.encode("the there sea", false).unwrap();
+    assert_eq!(found, [1, 1, 2, 3]);
+    assert_decodes(&tokenizer, &found, "the there sea");
+    let mut stream = tokenizer.decode_stream(false);
+    let pieces: Vec<String> = found.iter().map(|&id| stream.push(id)).collect();
+    assert_eq!(pieces, ["the", " the", "re", " sea"]);
+    assert_eq!(stream.finish(), "");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
 

@@ -12,6 +12,15 @@ pub struct DecodeStream<'a> {
     /// What is still to be left out at the start.
     start: Start,
     pending: Vec<u8>,
+    /// The last ids, where the decoder of the library makes the text of them.
+    window: Option<Window>,
+}
+
+/// Ids of which the first ones have been written already; they are there because the text of the others may hang on them.
+#[derive(Default)]
+struct Window {
+    ids: Vec<u32>,
+    written: usize,
 }
 
 impl<'a> DecodeStream<'a> {
@@ -26,6 +35,7 @@ impl<'a> DecodeStream<'a> {
             bytes,
             start,
             pending: Vec::new(),
+            window: (tokenizer.form == TextForm::Decoder).then(Window::default),
         }
     }
 
@@ -49,6 +59,11 @@ impl<'a> DecodeStream<'a> {
             return;
         };
         if self.skip_special && token.special {
+            return;
+        }
+        if let Some(window) = &mut self.window {
+            window.ids.push(id);
+            window.write(self.tokenizer, self.skip_special, false, text);
             return;
         }
         let Some(loose) = self.bytes else {
@@ -86,6 +101,9 @@ impl<'a> DecodeStream<'a> {
     /// Ends the text: `U+FFFD` if the last character was left incomplete.
     pub fn finish(mut self) -> String {
         let mut text = String::new();
+        if let Some(window) = &mut self.window {
+            window.write(self.tokenizer, self.skip_special, true, &mut text);
+        }
         match self.bytes {
             Some(loose) => {
                 self.end_of_run(loose, &mut text);
@@ -114,6 +132,22 @@ impl<'a> DecodeStream<'a> {
             },
         }
         self.pending.clear();
+    }
+}
+
+impl Window {
+    /// Writes what the ids after the written ones add to the text of all, unless its last character is incomplete.
+    fn write(&mut self, tokenizer: &Tokenizer, skip_special: bool, all: bool, text: &mut String) {
+        let before = tokenizer.decode(&self.ids[..self.written], skip_special);
+        let after = tokenizer.decode(&self.ids, skip_special);
+        // The decoder may have changed text that is written already; then only what is longer now is new.
+        let added = after.get(before.len()..).unwrap_or_default();
+        if added.is_empty() || added.ends_with(char::REPLACEMENT_CHARACTER) && !all {
+            return;
+        }
+        text.push_str(added);
+        self.ids.drain(..self.written);
+        self.written = self.ids.len();
     }
 }
 
