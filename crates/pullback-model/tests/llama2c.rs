@@ -196,12 +196,15 @@ fn damaged_checkpoints_are_refused_before_memory_is_asked_for() {
     assert!(with(3, 8).contains("1 is not an even number from 2 up to the head width 1"));
     // Sizes that are each allowed, and together larger than any file.
     let largest = 1 << 20;
-    let found = message(header_0([largest; 7]));
+    let layers = 1 << 14;
+    let mut sizes = [largest; 7];
+    sizes[2] = layers;
+    let found = message(header_0(sizes));
     assert!(found.contains("dim / n_heads: 1 is not an even"), "{found}");
     let found = message(header_0([
         largest,
         largest,
-        largest,
+        layers,
         largest / 2,
         1,
         largest,
