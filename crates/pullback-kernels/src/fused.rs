@@ -22,10 +22,11 @@ pub use activation::Activation;
 pub use attention::{AttentionSpec, Span};
 pub use rotary::{RotarySpec, RotaryTable};
 
+use crate::StoredMatrix;
 use backend::FusedOps;
 
 /// Whether tensors on this device run the fused kernels.
-fn is_fused(device: &Device) -> bool {
+pub fn is_fused(device: &Device) -> bool {
     match device.as_dispatch() {
         DispatchDevice::Flex(_) => true,
         DispatchDevice::Autodiff(inner) => {
@@ -201,27 +202,27 @@ pub fn gated(gate: Tensor<2>, up: Tensor<2>, kind: Activation) -> Tensor<2> {
     ))
 }
 
+fn assert_cross_entropy(x: [usize; 2], unembed: [usize; 2], targets: &[u32]) {
+    assert_eq!(x[1], unembed[1], "cross_entropy: widths differ");
+    assert_eq!(
+        x[0],
+        targets.len(),
+        "cross_entropy: one target a row is needed"
+    );
+    let d_vocab = unembed[0];
+    assert!(
+        targets.iter().all(|&target| (target as usize) < d_vocab),
+        "cross_entropy: a target is not below the vocabulary size {d_vocab}"
+    );
+}
+
 /// Cross-entropy in nats of each row's target: `x [n, d]` (after the final norm), `unembed [v, d]` →
 /// `[n]`. The logits are made a few rows at a time.
 ///
 /// # Panics
 /// If a target is not below `v`, or the shapes do not agree.
 pub fn cross_entropy(x: Tensor<2>, unembed: Tensor<2>, targets: Arc<[u32]>) -> Tensor<1> {
-    assert_eq!(
-        x.dims()[1],
-        unembed.dims()[1],
-        "cross_entropy: widths differ"
-    );
-    assert_eq!(
-        x.dims()[0],
-        targets.len(),
-        "cross_entropy: one target a row is needed"
-    );
-    let d_vocab = unembed.dims()[0];
-    assert!(
-        targets.iter().all(|&target| (target as usize) < d_vocab),
-        "cross_entropy: a target is not below the vocabulary size {d_vocab}"
-    );
+    assert_cross_entropy(x.dims(), unembed.dims(), &targets);
     if !is_fused(&x.device()) {
         return composed::cross_entropy(x, unembed, &targets);
     }
@@ -230,6 +231,51 @@ pub fn cross_entropy(x: Tensor<2>, unembed: Tensor<2>, targets: Arc<[u32]>) -> T
         unembed.into_dispatch(),
         targets,
     ))
+}
+
+/// `x Wᵀ` with a matrix that stays as its file stores it: `x [n, i]`, `weight [o, i]` → `[n, o]`. Gradients flow to
+/// `x` alone.
+///
+/// # Panics
+/// If the inner dimensions differ, or `x` is not on the CPU backend; elsewhere use [`linear`] with
+/// [`StoredMatrix::to_vec`].
+pub fn linear_stored(x: Tensor<2>, weight: &StoredMatrix) -> Tensor<2> {
+    assert_eq!(
+        x.dims()[1],
+        weight.columns(),
+        "linear_stored: widths of `x` and `weight` differ"
+    );
+    assert_fused("linear_stored", &x.device());
+    Tensor::from_dispatch(<Dispatch as FusedOps>::linear_stored(
+        x.into_dispatch(),
+        weight.clone(),
+    ))
+}
+
+/// [`cross_entropy`] with an unembedding that stays as its file stores it: `x [n, d]`, `unembed [v, d]` → `[n]`.
+/// Gradients flow to `x` alone.
+///
+/// # Panics
+/// As [`cross_entropy`], or if `x` is not on the CPU backend.
+pub fn cross_entropy_stored(
+    x: Tensor<2>,
+    unembed: &StoredMatrix,
+    targets: Arc<[u32]>,
+) -> Tensor<1> {
+    assert_cross_entropy(x.dims(), [unembed.rows(), unembed.columns()], &targets);
+    assert_fused("cross_entropy_stored", &x.device());
+    Tensor::from_dispatch(<Dispatch as FusedOps>::cross_entropy_stored(
+        x.into_dispatch(),
+        unembed.clone(),
+        targets,
+    ))
+}
+
+fn assert_fused(operation: &str, device: &Device) {
+    assert!(
+        is_fused(device),
+        "{operation}: stored weights are multiplied on the CPU only; on {device:?} expand them first"
+    );
 }
 
 #[cfg(test)]

@@ -16,8 +16,10 @@ mod matmul;
 mod real;
 mod simd;
 pub mod sparse;
+pub mod stored;
 
 pub use map::map_file;
 pub use matmul::{Matrix, MatrixMut, Threads, matmul, product};
 pub use real::Real;
 pub use simd::vectorized;
+pub use stored::{Format, StoredError, StoredMatrix};

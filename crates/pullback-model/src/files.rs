@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use pullback_artifact::sha256_bytes;
+use pullback_kernels::StoredMatrix;
 
 use crate::chat::ChatTemplate;
 use crate::config::ModelConfig;
@@ -109,6 +110,14 @@ impl Source {
             Self::Gguf(gguf) => gguf.tensor(tensor).map_or(Ok(()), |r| gguf.check_type(r)),
             Self::HuggingFace(files) => files.check_type(tensor),
             Self::Llama2c(_) => Ok(()),
+        }
+    }
+
+    fn stored(&self, tensor: &str) -> Result<StoredMatrix, ModelError> {
+        match self {
+            Self::Gguf(gguf) => gguf.stored(tensor),
+            Self::HuggingFace(files) => files.stored(tensor),
+            Self::Llama2c(file) => file.stored(tensor),
         }
     }
 
@@ -438,6 +447,28 @@ impl ModelFiles {
             }
         }
         Ok(values)
+    }
+
+    /// A matrix where it lies in the file, which stays mapped; `None` for one that the file stores transposed.
+    ///
+    /// # Errors
+    /// As [`ModelFiles::weight`].
+    pub(crate) fn stored(&self, name: WeightName) -> Result<Option<StoredMatrix>, ModelError> {
+        let (found, part) = self.locate(name)?;
+        let rows = name.shape(&self.config)[0];
+        let d_head = self.config.d_head;
+        let whole = self.source.stored(&found.name)?;
+        Ok(match part {
+            Part::Whole => Some(whole),
+            Part::Transposed | Part::TransposedThird(_) => None,
+            Part::Neighbours => {
+                Some(whole.select_rows((0..rows).map(|row| neighbour_row(row, d_head))))
+            }
+            Part::Third(which) => Some(whole.select_rows(which * rows..(which + 1) * rows)),
+            Part::HeadThird(which) => Some(whole.select_rows(
+                (0..rows).map(|row| (3 * (row / d_head) + which) * d_head + row % d_head),
+            )),
+        })
     }
 
     /// What the file says about the tensor that holds a weight.

@@ -37,7 +37,7 @@ pub use intervention::{
     AddVector, Edit, Intervention, Positions, ProjectOut, Replace, Rows, Scale, Zero,
 };
 pub use llama2c::Llama2c;
-pub use model::Model;
+pub use model::{Model, Weights};
 pub use run::{ForwardMode, Input, RunOptions, RunOutput};
 pub use sampling::{Piece, Sampling, StopStrings, choose, distribution};
 pub use site::{Place, Site, SiteError};

@@ -14,11 +14,12 @@ use std::collections::HashMap;
 use std::fmt;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use memmap2::Mmap;
 use pullback_artifact::sha256_bytes;
 
 use pullback_kernels::fused::Activation;
+use pullback_kernels::{Format, StoredMatrix};
 
 use crate::config::{ModelConfig, Norm, RopeScaling, RotaryConfig, SizeKeys};
 use crate::error::ModelError;
@@ -77,19 +78,8 @@ struct Tensor {
     data: Range<usize>,
 }
 
-enum Bytes {
-    Mapped(Mmap),
-    Owned(Vec<u8>),
-}
-
-impl Bytes {
-    fn as_slice(&self) -> &[u8] {
-        match self {
-            Self::Mapped(map) => map,
-            Self::Owned(bytes) => bytes,
-        }
-    }
-}
+/// The bytes of a file, mapped or in memory; matrices share them.
+type Bytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
 
 impl fmt::Debug for Llama2c {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -110,7 +100,7 @@ impl Llama2c {
     pub fn open(path: &Path) -> Result<Self, ModelError> {
         let map =
             pullback_kernels::map_file(path).map_err(|source| ModelError::io(path, source))?;
-        Self::parse(path, Bytes::Mapped(map))
+        Self::parse(path, Arc::new(map))
     }
 
     /// [`Llama2c::open`] of a file that is already in memory; `path` is used in errors and for the model's name only.
@@ -118,13 +108,13 @@ impl Llama2c {
     /// # Errors
     /// As [`Llama2c::open`].
     pub fn from_bytes(path: &Path, bytes: Vec<u8>) -> Result<Self, ModelError> {
-        Self::parse(path, Bytes::Owned(bytes))
+        Self::parse(path, Arc::new(bytes))
     }
 
     fn parse(path: &Path, bytes: Bytes) -> Result<Self, ModelError> {
-        let header = Header::read(path, bytes.as_slice())?;
+        let header = Header::read(path, (*bytes).as_ref())?;
         let config = header.config(path)?;
-        header.check_length(path, &config, bytes.as_slice().len())?;
+        header.check_length(path, &config, (*bytes).as_ref().len())?;
 
         let mut tensors = Vec::new();
         let mut at = header.bytes;
@@ -176,7 +166,7 @@ impl Llama2c {
 
     /// All bytes of the file.
     pub fn bytes(&self) -> &[u8] {
-        self.bytes.as_slice()
+        (*self.bytes).as_ref()
     }
 
     /// `sha256:` and the SHA-256 of the file in hexadecimal.
@@ -206,13 +196,39 @@ impl Llama2c {
             tensor: name.to_owned(),
         };
         let tensor = &self.tensors[*self.names.get(name).ok_or_else(missing)?];
-        let data = self
-            .bytes
-            .as_slice()
+        let data = (*self.bytes)
+            .as_ref()
             .get(tensor.data.clone())
             .ok_or_else(missing)?;
         let (floats, _) = data.as_chunks::<FLOAT>();
         Ok(floats.iter().map(|&b| f32::from_le_bytes(b)).collect())
+    }
+
+    /// A tensor as it lies in the file, which stays mapped as long as the result lives. A vector is one row.
+    ///
+    /// # Errors
+    /// When there is no such tensor.
+    pub(crate) fn stored(&self, name: &str) -> Result<StoredMatrix, ModelError> {
+        let index = self
+            .names
+            .get(name)
+            .ok_or_else(|| ModelError::MissingTensor {
+                path: self.path.clone(),
+                tensor: name.to_owned(),
+            })?;
+        let tensor = &self.tensors[*index];
+        let columns = tensor.shape.last().copied().unwrap_or(1);
+        let rows = tensor.shape.iter().rev().skip(1).product();
+        StoredMatrix::new(
+            Arc::clone(&self.bytes),
+            tensor.data.clone(),
+            Format::F32,
+            rows,
+            columns,
+        )
+        .map_err(|error| {
+            ModelError::malformed(&self.path, format!("tensor {name}"), error.to_string())
+        })
     }
 
     /// The tokenizer beside the file: `tok512.bin` for a vocabulary of 512 tokens, else `tokenizer.bin`.

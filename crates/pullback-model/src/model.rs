@@ -4,7 +4,8 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
-use pullback_kernels::fused::{RotaryTable, linear};
+use pullback_kernels::StoredMatrix;
+use pullback_kernels::fused::{RotaryTable, is_fused, linear, linear_stored};
 
 use crate::chat::ChatTemplate;
 use crate::config::ModelConfig;
@@ -13,11 +14,24 @@ use crate::files::ModelFiles;
 use crate::tokenizer::Tokenizer;
 use crate::weights::WeightName;
 
+/// How weights are held in memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Weights {
+    /// Matrices stay as their file stores them, quantised or not, and are decoded when they are used: the file's own
+    /// memory and no more. The numbers are the same.
+    #[default]
+    AsStored,
+    /// Matrices become tensors in the element type of the model.
+    Expanded,
+}
+
 /// A weight matrix `[out, in]`.
 #[derive(Clone, Debug)]
 pub(crate) enum Matrix {
     /// In the element type of the model.
     Dense(Tensor<2>),
+    /// Where it lies in its file.
+    Stored(StoredMatrix, DType, Device),
 }
 
 impl Matrix {
@@ -25,6 +39,7 @@ impl Matrix {
     pub(crate) fn apply(&self, x: Tensor<2>) -> Tensor<2> {
         match self {
             Self::Dense(weight) => linear(x, weight.clone()),
+            Self::Stored(weight, ..) => linear_stored(x, weight),
         }
     }
 
@@ -32,6 +47,11 @@ impl Matrix {
     pub(crate) fn dense(&self) -> Tensor<2> {
         match self {
             Self::Dense(weight) => weight.clone(),
+            Self::Stored(weight, dtype, device) => {
+                let shape = [weight.rows(), weight.columns()];
+                let values: Vec<f32> = weight.to_vec();
+                Tensor::from_data(TensorData::new(values, shape), (device, *dtype))
+            }
         }
     }
 
@@ -42,6 +62,11 @@ impl Matrix {
                 let count = ids.len();
                 let ids = Tensor::<1, Int>::from_data(TensorData::new(ids, [count]), device);
                 weight.clone().select(0, ids)
+            }
+            Self::Stored(weight, dtype, device) => {
+                let values: Vec<f32> = weight.gather(ids);
+                let data = TensorData::new(values, [ids.len(), weight.columns()]);
+                Tensor::from_data(data, (device, *dtype))
             }
         }
     }
@@ -98,6 +123,7 @@ struct Loader<'a> {
     files: &'a ModelFiles,
     device: &'a Device,
     dtype: DType,
+    weights: Weights,
 }
 
 impl Loader<'_> {
@@ -122,6 +148,11 @@ impl Loader<'_> {
     }
 
     fn matrix(&self, name: WeightName) -> Result<Matrix, ModelError> {
+        if self.weights == Weights::AsStored
+            && let Some(stored) = self.files.stored(name)?
+        {
+            return Ok(Matrix::Stored(stored, self.dtype, self.device.clone()));
+        }
         let dense = Tensor::from_data(self.data(name)?, (self.device, self.dtype));
         Ok(Matrix::Dense(dense))
     }
@@ -173,7 +204,7 @@ impl Loader<'_> {
 }
 
 impl Model {
-    /// Loads a model in f32 from a `.gguf` file or a directory; see [`ModelFiles::open`].
+    /// Loads a model to run in f32 from a `.gguf` file, a llama2.c file or a directory; see [`ModelFiles::open`].
     ///
     /// # Errors
     /// The files are missing, malformed or not supported.
@@ -181,7 +212,7 @@ impl Model {
         Self::from_files(ModelFiles::open(path)?, device, DType::F32)
     }
 
-    /// Loads from opened files in `f32`, or in `f64` for checks of gradients.
+    /// Loads from opened files, to run in `f32`, or in `f64` for checks of gradients.
     ///
     /// # Errors
     /// A weight cannot be read.
@@ -190,10 +221,29 @@ impl Model {
         device: &Device,
         dtype: DType,
     ) -> Result<Self, ModelError> {
+        Self::with_weights(files, device, dtype, Weights::default())
+    }
+
+    /// The same, with a say in how weights are held. On other devices than the CPU they are expanded in any case.
+    ///
+    /// # Errors
+    /// A weight cannot be read.
+    pub fn with_weights(
+        files: ModelFiles,
+        device: &Device,
+        dtype: DType,
+        weights: Weights,
+    ) -> Result<Self, ModelError> {
+        let weights = if is_fused(device) {
+            weights
+        } else {
+            Weights::Expanded
+        };
         let loader = Loader {
             files: &files,
             device,
             dtype,
+            weights,
         };
         let embed = loader.matrix(WeightName::Embed)?;
         let positions = if files.config.rotary.is_none() {

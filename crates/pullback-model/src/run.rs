@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor};
-use pullback_kernels::fused::{composed, cross_entropy};
+use pullback_kernels::fused::{composed, cross_entropy, cross_entropy_stored};
 
 use crate::block::{BlockRun, normalised};
 use crate::cache::KeyValueCache;
@@ -601,6 +601,9 @@ impl Model {
             return Ok(Tensor::cat(rows, 0));
         }
         Ok(match self.output_matrix() {
+            Matrix::Stored(weight, ..) => {
+                cross_entropy_stored(normalized, weight, Arc::from(targets))
+            }
             Matrix::Dense(weight) => cross_entropy(normalized, weight.clone(), Arc::from(targets)),
         })
     }

@@ -15,6 +15,7 @@ use super::{
     Activation, AttentionSpec, RotarySpec, activation, attention, linear, loss, norm, rotary,
 };
 use crate::Real;
+use crate::stored::{StoredMatrix, product};
 
 /// What a backend must offer to run fused operations; shapes are those of the functions in [`super`].
 #[backend_extension(Flex, Autodiff)]
@@ -40,6 +41,12 @@ pub(crate) trait FusedOps: Backend {
     fn cross_entropy(
         x: FloatTensor<Self>,
         unembed: FloatTensor<Self>,
+        targets: Arc<[u32]>,
+    ) -> FloatTensor<Self>;
+    fn linear_stored(x: FloatTensor<Self>, weight: StoredMatrix) -> FloatTensor<Self>;
+    fn cross_entropy_stored(
+        x: FloatTensor<Self>,
+        unembed: StoredMatrix,
         targets: Arc<[u32]>,
     ) -> FloatTensor<Self>;
 }
@@ -147,6 +154,23 @@ impl FusedOps for Flex {
     fn cross_entropy(x: FlexTensor, unembed: FlexTensor, targets: Arc<[u32]>) -> FlexTensor {
         cross_entropy(x, unembed, &targets, false).0
     }
+
+    fn linear_stored(x: FlexTensor, weight: StoredMatrix) -> FlexTensor {
+        with_real!(x, T => {
+            let x = Operand::new(x);
+            let out = product::linear(x.slice::<T>(), &weight);
+            let rows = out.len() / weight.rows();
+            tensor(out, &[rows, weight.rows()])
+        })
+    }
+
+    fn cross_entropy_stored(
+        x: FlexTensor,
+        unembed: StoredMatrix,
+        targets: Arc<[u32]>,
+    ) -> FlexTensor {
+        cross_entropy_stored(x, &unembed, &targets, false).0
+    }
 }
 
 fn like<T: Real>(values: Vec<T>, model: &Operand) -> FlexTensor {
@@ -168,9 +192,38 @@ fn cross_entropy(
 ) -> (FlexTensor, Option<FlexTensor>) {
     with_real!(x, T => {
         let (x, unembed) = (Operand::new(x), Operand::new(unembed));
-        let (losses, grad) = loss::forward(x.slice::<T>(), unembed.slice::<T>(), targets, want_grad);
+        let unembed = loss::Dense::new(unembed.slice::<T>(), x.width());
+        let (losses, grad) = loss::forward(x.slice::<T>(), &unembed, targets, want_grad);
         let rows = losses.len();
         (tensor(losses, &[rows]), want_grad.then(|| like(grad, &x)))
+    })
+}
+
+fn cross_entropy_stored(
+    x: FlexTensor,
+    unembed: &StoredMatrix,
+    targets: &[u32],
+    want_grad: bool,
+) -> (FlexTensor, Option<FlexTensor>) {
+    with_real!(x, T => {
+        let x = Operand::new(x);
+        let (losses, grad) = loss::forward(x.slice::<T>(), unembed, targets, want_grad);
+        let rows = losses.len();
+        (tensor(losses, &[rows]), want_grad.then(|| like(grad, &x)))
+    })
+}
+
+/// The gradient of each row's loss times the gradient of that loss.
+fn scaled_rows(row_grads: FlexTensor, grad: FlexTensor) -> FlexTensor {
+    with_real!(grad, T => {
+        let (row_grads, grad) = (Operand::new(row_grads), Operand::new(grad));
+        let mut dx = row_grads.slice::<T>().to_vec();
+        for (row, &g) in dx.chunks_exact_mut(row_grads.width()).zip(grad.slice::<T>()) {
+            for value in row {
+                *value *= g;
+            }
+        }
+        like(dx, &row_grads)
     })
 }
 
@@ -331,17 +384,8 @@ differentiable!(
     |kept, grad, wanted| {
         with_real!(grad, T => {
             let (x, unembed) = (Operand::new(kept.0), Operand::new(kept.1));
-            let (row_grads, grad) = (Operand::new(kept.2), Operand::new(grad));
-            let d = x.width();
-            let dx = wanted[0].then(|| {
-                let mut dx = row_grads.slice::<T>().to_vec();
-                for (row, &g) in dx.chunks_exact_mut(d).zip(grad.slice::<T>()) {
-                    for value in row {
-                        *value *= g;
-                    }
-                }
-                like(dx, &x)
-            });
+            let dx = wanted[0].then(|| scaled_rows(kept.2, grad.clone()));
+            let grad = Operand::new(grad);
             let dw = wanted[1].then(|| {
                 let dw = loss::backward_unembed(
                     x.slice::<T>(),
@@ -355,6 +399,21 @@ differentiable!(
         })
     }
 );
+
+differentiable!(LinearStored, 1, StoredMatrix, |kept, grad, wanted| {
+    with_real!(grad, T => {
+        let grad = Operand::new(grad);
+        [wanted[0].then(|| {
+            let dx = product::backward_input(grad.slice::<T>(), &kept);
+            let rows = dx.len() / kept.columns();
+            tensor(dx, &[rows, kept.columns()])
+        })]
+    })
+});
+
+differentiable!(CrossEntropyStored, 1, FlexTensor, |kept, grad, wanted| {
+    [wanted[0].then(|| scaled_rows(kept, grad))]
+});
 
 impl<C: CheckpointStrategy> FusedOps for Autodiff<Flex, C> {
     fn linear(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
@@ -473,6 +532,34 @@ impl<C: CheckpointStrategy> FusedOps for Autodiff<Flex, C> {
                 step.finish((x, unembed, row_grads, targets), losses)
             }
             OpsKind::UnTracked(step) => step.finish(cross_entropy(x, unembed, &targets, false).0),
+        }
+    }
+
+    fn linear_stored(x: FloatTensor<Self>, weight: StoredMatrix) -> FloatTensor<Self> {
+        let (x, x_node) = x.into_parts();
+        let step = LinearStored.prepare::<C>([x_node]).compute_bound();
+        let out = Flex::linear_stored(x, weight.clone());
+        match step.stateful() {
+            OpsKind::Tracked(step) => step.finish(weight, out),
+            OpsKind::UnTracked(step) => step.finish(out),
+        }
+    }
+
+    fn cross_entropy_stored(
+        x: FloatTensor<Self>,
+        unembed: StoredMatrix,
+        targets: Arc<[u32]>,
+    ) -> FloatTensor<Self> {
+        let (x, x_node) = x.into_parts();
+        let step = CrossEntropyStored.prepare::<C>([x_node]).compute_bound();
+        match step.stateful() {
+            OpsKind::Tracked(step) => {
+                let (losses, row_grads) = cross_entropy_stored(x.clone(), &unembed, &targets, true);
+                step.finish(row_grads.unwrap_or(x), losses)
+            }
+            OpsKind::UnTracked(step) => {
+                step.finish(cross_entropy_stored(x, &unembed, &targets, false).0)
+            }
         }
     }
 }

@@ -4,7 +4,8 @@
 use rayon::prelude::*;
 
 use crate::simd::vectorized;
-use crate::{Matrix, MatrixMut, Real, Threads, matmul};
+use crate::stored::product;
+use crate::{Matrix, MatrixMut, Real, StoredMatrix, Threads, matmul};
 
 /// Rows whose logits stand in memory together: 128 × 49,152 logits are 25 MB.
 const ROWS: usize = 128;
@@ -46,31 +47,93 @@ fn softmax_in_place<T: Real>(logits: &mut [T], d_vocab: usize) -> Vec<T> {
         .collect()
 }
 
-/// Losses `[n]` in nats, from `x [n, d]`, `unembed [v, d]` and the targets; with `want_input_grad` also
+/// The products with the unembedding `[v, d]` that the loss is made of.
+pub(super) trait Unembed<T> {
+    /// Number of tokens `v`.
+    fn d_vocab(&self) -> usize;
+    /// `x Wᵀ` of `x [n, d]` into `[n, v]`.
+    fn logits_into(&self, logits: &mut [T], x: &[T]);
+    /// `g W` of `g [n, v]` into `[n, d]`.
+    fn input_grad_into(&self, out: &mut [T], grad: &[T]);
+}
+
+/// An unembedding whose values stand in memory.
+pub(super) struct Dense<'a, T> {
+    values: &'a [T],
+    d: usize,
+}
+
+impl<'a, T> Dense<'a, T> {
+    /// From the values `[v, d]`.
+    pub(super) fn new(values: &'a [T], d: usize) -> Self {
+        Self { values, d }
+    }
+}
+
+impl<T: Real> Unembed<T> for Dense<'_, T> {
+    fn d_vocab(&self) -> usize {
+        self.values.len() / self.d.max(1)
+    }
+
+    fn logits_into(&self, logits: &mut [T], x: &[T]) {
+        let (d, d_vocab) = (self.d, self.d_vocab());
+        let rows = logits.len() / d_vocab;
+        matmul(
+            MatrixMut::new(logits, rows, d_vocab, d_vocab),
+            Matrix::new(x, rows, d, d),
+            Matrix::new(self.values, d_vocab, d, d).transposed(),
+            T::zero(),
+            T::one(),
+            Threads::All,
+        );
+    }
+
+    fn input_grad_into(&self, out: &mut [T], grad: &[T]) {
+        let (d, d_vocab) = (self.d, self.d_vocab());
+        let rows = grad.len() / d_vocab;
+        matmul(
+            MatrixMut::new(out, rows, d, d),
+            Matrix::new(grad, rows, d_vocab, d_vocab),
+            Matrix::new(self.values, d_vocab, d, d),
+            T::zero(),
+            T::one(),
+            Threads::All,
+        );
+    }
+}
+
+impl<T: Real> Unembed<T> for StoredMatrix {
+    fn d_vocab(&self) -> usize {
+        self.rows()
+    }
+
+    fn logits_into(&self, logits: &mut [T], x: &[T]) {
+        product::linear_into(logits, x, self);
+    }
+
+    fn input_grad_into(&self, out: &mut [T], grad: &[T]) {
+        product::backward_input_into(out, grad, self);
+    }
+}
+
+/// Losses `[n]` in nats, from `x [n, d]`, the unembedding and the targets; with `want_input_grad` also
 /// `d loss_row / d x_row` `[n, d]`.
 pub(super) fn forward<T: Real>(
     x: &[T],
-    unembed: &[T],
+    unembed: &impl Unembed<T>,
     targets: &[u32],
     want_input_grad: bool,
 ) -> (Vec<T>, Vec<T>) {
     let n = targets.len();
     let d = x.len() / n.max(1);
-    let d_vocab = unembed.len() / d.max(1);
+    let d_vocab = unembed.d_vocab();
     let mut losses = Vec::with_capacity(n);
     let mut input_grad = vec![T::zero(); if want_input_grad { x.len() } else { 0 }];
     let mut logits = vec![T::zero(); ROWS.min(n) * d_vocab];
     for start in (0..n).step_by(ROWS) {
         let rows = ROWS.min(n - start);
         let logits = &mut logits[..rows * d_vocab];
-        matmul(
-            MatrixMut::new(logits, rows, d_vocab, d_vocab),
-            Matrix::new(&x[start * d..], rows, d, d),
-            Matrix::new(unembed, d_vocab, d, d).transposed(),
-            T::zero(),
-            T::one(),
-            Threads::All,
-        );
+        unembed.logits_into(logits, &x[start * d..(start + rows) * d]);
         let targets = &targets[start..start + rows];
         let at_target: Vec<T> = targets
             .iter()
@@ -83,14 +146,7 @@ pub(super) fn forward<T: Real>(
             for (&target, row) in targets.iter().zip(logits.chunks_exact_mut(d_vocab)) {
                 row[target as usize] -= T::one();
             }
-            matmul(
-                MatrixMut::new(&mut input_grad[start * d..(start + rows) * d], rows, d, d),
-                Matrix::new(logits, rows, d_vocab, d_vocab),
-                Matrix::new(unembed, d_vocab, d, d),
-                T::zero(),
-                T::one(),
-                Threads::All,
-            );
+            unembed.input_grad_into(&mut input_grad[start * d..(start + rows) * d], logits);
         }
     }
     (losses, input_grad)
