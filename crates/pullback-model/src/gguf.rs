@@ -7,7 +7,6 @@
 //! A file is mapped into memory and its header is read once. Every number in it is checked against the length of the
 //! file before anything is allocated or multiplied by it, so that a damaged file costs one error and no memory.
 
-mod dequantize;
 mod llama;
 mod reader;
 mod tensor_type;
@@ -17,8 +16,9 @@ use std::collections::HashMap;
 use std::fmt;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use memmap2::Mmap;
+use pullback_kernels::StoredMatrix;
 
 pub use self::tensor_type::TensorType;
 pub use self::value::{Array, Value};
@@ -66,19 +66,8 @@ pub struct Gguf {
     names: HashMap<String, usize>,
 }
 
-enum Bytes {
-    Mapped(Mmap),
-    Owned(Vec<u8>),
-}
-
-impl Bytes {
-    fn as_slice(&self) -> &[u8] {
-        match self {
-            Self::Mapped(map) => map,
-            Self::Owned(bytes) => bytes,
-        }
-    }
-}
+/// The bytes of a file, mapped or in memory; matrices share them.
+type Bytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
 
 impl fmt::Debug for Gguf {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -100,7 +89,7 @@ impl Gguf {
     pub fn open(path: &Path) -> Result<Self, ModelError> {
         let map =
             pullback_kernels::map_file(path).map_err(|source| ModelError::io(path, source))?;
-        Self::parse(path, Bytes::Mapped(map))
+        Self::parse(path, Arc::new(map))
     }
 
     /// Reads the header of a file that is already in memory; `path` is used in errors only.
@@ -108,11 +97,11 @@ impl Gguf {
     /// # Errors
     /// As [`Gguf::open`].
     pub fn from_bytes(path: &Path, bytes: Vec<u8>) -> Result<Self, ModelError> {
-        Self::parse(path, Bytes::Owned(bytes))
+        Self::parse(path, Arc::new(bytes))
     }
 
     fn parse(path: &Path, bytes: Bytes) -> Result<Self, ModelError> {
-        let mut reader = Reader::new(path, bytes.as_slice());
+        let mut reader = Reader::new(path, (*bytes).as_ref());
         let version = read_version(&mut reader)?;
         let tensor_count = reader.count("tensor_count", MIN_TENSOR_RECORD)?;
         let entry_count = reader.count("metadata_kv_count", MIN_ENTRY)?;
@@ -154,7 +143,7 @@ impl Gguf {
 
         // Offsets count from the first aligned byte after the header.
         let data_start = reader.position().next_multiple_of(alignment);
-        let length = bytes.as_slice().len() as u64;
+        let length = (*bytes).as_ref().len() as u64;
         let mut last: Option<(u64, &str)> = None;
         for record in &mut tensors {
             let shifted = |offset: usize| data_start.checked_add(offset as u64);
@@ -218,15 +207,12 @@ impl Gguf {
 
     /// The raw data of a tensor of this file.
     pub fn tensor_bytes(&self, record: &TensorRecord) -> &[u8] {
-        self.bytes
-            .as_slice()
-            .get(record.data.clone())
-            .unwrap_or_default()
+        self.bytes().get(record.data.clone()).unwrap_or_default()
     }
 
     /// All bytes of the file.
     pub fn bytes(&self) -> &[u8] {
-        self.bytes.as_slice()
+        (*self.bytes).as_ref()
     }
 
     /// The elements of a tensor as `f32`, row-major.
@@ -234,15 +220,37 @@ impl Gguf {
     /// # Errors
     /// When the tensor is missing, or its type cannot be converted; the error lists the types that can.
     pub fn read_f32(&self, name: &str) -> Result<Vec<f32>, ModelError> {
-        let record = self.tensor(name).ok_or_else(|| ModelError::MissingTensor {
-            path: self.path.clone(),
-            tensor: name.to_owned(),
-        })?;
-        self.check_type(record)?;
-        Ok(dequantize::to_f32(
-            record.tensor_type,
-            self.tensor_bytes(record),
-        ))
+        Ok(self.stored(name)?.to_vec())
+    }
+
+    /// A tensor as it lies in the file, which stays mapped as long as the result lives.
+    ///
+    /// A vector is one row; of a tensor with more than two dimensions, all but the last are counted as rows.
+    ///
+    /// # Errors
+    /// As [`Gguf::read_f32`].
+    pub fn stored(&self, tensor: &str) -> Result<StoredMatrix, ModelError> {
+        let record = self
+            .tensor(tensor)
+            .ok_or_else(|| ModelError::MissingTensor {
+                path: self.path.clone(),
+                tensor: tensor.to_owned(),
+            })?;
+        let format = record
+            .tensor_type
+            .format()
+            .ok_or_else(|| self.unsupported_type(record))?;
+        let columns = record.shape.last().copied().unwrap_or(1);
+        StoredMatrix::new(
+            Arc::clone(&self.bytes),
+            record.data.clone(),
+            format,
+            record.elements() / columns.max(1),
+            columns,
+        )
+        .map_err(|error| {
+            ModelError::malformed(&self.path, format!("tensor {tensor}"), error.to_string())
+        })
     }
 
     /// Checks that the type of a tensor can be converted to `f32`.
@@ -253,7 +261,11 @@ impl Gguf {
         if record.tensor_type.is_supported() {
             return Ok(());
         }
-        Err(ModelError::UnsupportedTensorType {
+        Err(self.unsupported_type(record))
+    }
+
+    fn unsupported_type(&self, record: &TensorRecord) -> ModelError {
+        ModelError::UnsupportedTensorType {
             path: self.path.clone(),
             tensor: record.name.clone(),
             found: record.tensor_type.to_string(),
@@ -261,7 +273,7 @@ impl Gguf {
                 .map(|t| t.to_string())
                 .collect::<Vec<_>>()
                 .join(", "),
-        })
+        }
     }
 
     /// The value of a metadata key.

@@ -2,10 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
 
-use half::{bf16, f16};
 use memmap2::Mmap;
 use pullback_artifact::sha256_bytes;
+use pullback_kernels::{Format, StoredMatrix};
 use safetensors::tensor::{Dtype, Metadata, SafeTensors};
 use serde_json::Value;
 
@@ -261,7 +262,8 @@ pub(crate) struct HuggingFaceFiles {
 
 struct Shard {
     path: PathBuf,
-    map: Mmap,
+    /// The file, which matrices share.
+    map: Arc<Mmap>,
     /// Where the data begin in the file.
     data_start: usize,
     metadata: Metadata,
@@ -390,20 +392,23 @@ impl HuggingFaceFiles {
 
     fn check_type(&self, name: &str) -> Result<(), ModelError> {
         match self.find(name) {
-            Some((_, info))
-                if !matches!(
-                    info.dtype,
-                    Dtype::F32 | Dtype::F16 | Dtype::BF16 | Dtype::F64
-                ) =>
-            {
-                Err(ModelError::UnsupportedTensorType {
-                    path: self.directory.clone(),
-                    tensor: name.to_owned(),
-                    found: format!("{:?}", info.dtype),
-                    supported: SUPPORTED_TYPES.into(),
-                })
-            }
-            _ => Ok(()),
+            Some((_, info)) => self.format(name, info.dtype).map(|_| ()),
+            None => Ok(()),
+        }
+    }
+
+    fn format(&self, name: &str, dtype: Dtype) -> Result<Format, ModelError> {
+        match dtype {
+            Dtype::F32 => Ok(Format::F32),
+            Dtype::F16 => Ok(Format::F16),
+            Dtype::BF16 => Ok(Format::BF16),
+            Dtype::F64 => Ok(Format::F64),
+            _ => Err(ModelError::UnsupportedTensorType {
+                path: self.directory.clone(),
+                tensor: name.to_owned(),
+                found: format!("{dtype:?}"),
+                supported: SUPPORTED_TYPES.into(),
+            }),
         }
     }
 
@@ -436,22 +441,33 @@ impl HuggingFaceFiles {
     /// # Errors
     /// When the tensor is missing or its type is not supported.
     pub(crate) fn read_f32(&self, name: &str) -> Result<Vec<f32>, ModelError> {
-        let missing = || ModelError::MissingTensor {
+        Ok(self.stored(name)?.to_vec())
+    }
+
+    /// A tensor as it lies in its file, which stays mapped as long as the result lives.
+    ///
+    /// A vector is one row; of a tensor with more than two dimensions, all but the last are counted as rows.
+    ///
+    /// # Errors
+    /// When the tensor is missing or its type is not supported.
+    pub(crate) fn stored(&self, name: &str) -> Result<StoredMatrix, ModelError> {
+        let (shard, info) = self.find(name).ok_or_else(|| ModelError::MissingTensor {
             path: self.directory.clone(),
             tensor: name.to_owned(),
-        };
-        self.check_type(name)?;
-        let (shard, info) = self.find(name).ok_or_else(missing)?;
+        })?;
+        let format = self.format(name, info.dtype)?;
         let (start, end) = info.data_offsets;
-        let bytes = shard
-            .map
-            .get(shard.data_start + start..shard.data_start + end)
-            .ok_or_else(missing)?;
-        Ok(match info.dtype {
-            Dtype::F16 => elements(bytes, |b| f16::from_le_bytes(b).to_f32()),
-            Dtype::BF16 => elements(bytes, |b| bf16::from_le_bytes(b).to_f32()),
-            Dtype::F64 => elements(bytes, |b| f64::from_le_bytes(b) as f32),
-            _ => elements(bytes, f32::from_le_bytes),
+        let columns = info.shape.last().copied().unwrap_or(1);
+        let rows = info.shape.iter().rev().skip(1).product();
+        StoredMatrix::new(
+            Arc::clone(&shard.map) as _,
+            shard.data_start + start..shard.data_start + end,
+            format,
+            rows,
+            columns,
+        )
+        .map_err(|error| {
+            ModelError::malformed(&shard.path, format!("tensor {name}"), error.to_string())
         })
     }
 
@@ -470,11 +486,6 @@ impl HuggingFaceFiles {
         };
         format!("sha256:{hex}")
     }
-}
-
-fn elements<const N: usize>(bytes: &[u8], convert: impl Fn([u8; N]) -> f32) -> Vec<f32> {
-    let (chunks, _) = bytes.as_chunks::<N>();
-    chunks.iter().map(|&chunk| convert(chunk)).collect()
 }
 
 /// Reads which file each tensor is in.
@@ -517,7 +528,7 @@ impl Shard {
                 path: path.to_owned(),
                 data_start: LENGTH_BYTES + header,
                 metadata,
-                map,
+                map: Arc::new(map),
             }),
             Err(error) => Err(missing_bytes(path, &map).unwrap_or_else(|| {
                 ModelError::malformed(path, "safetensors header", error.to_string())

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use pullback_kernels::Format;
+
 /// The element type of a tensor. Quantised types store blocks of elements with common scales.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TensorType(&'static Entry);
@@ -12,36 +14,16 @@ struct Entry {
     name: &'static str,
     block_elements: u64,
     block_bytes: u64,
-    kind: Option<Kind>,
+    format: Option<Format>,
 }
 
-/// The types that can be converted to `f32`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
-    F32,
-    F16,
-    Bf16,
-    F64,
-    Q8_0,
-    Q4_0,
-    Q4_1,
-    Q5_0,
-    Q5_1,
-}
-
-const fn supported(
-    id: u32,
-    name: &'static str,
-    block_elements: u64,
-    block_bytes: u64,
-    kind: Kind,
-) -> Entry {
+const fn supported(id: u32, format: Format) -> Entry {
     Entry {
         id,
-        name,
-        block_elements,
-        block_bytes,
-        kind: Some(kind),
+        name: format.name(),
+        block_elements: format.block_size() as u64,
+        block_bytes: format.block_bytes() as u64,
+        format: Some(format),
     }
 }
 
@@ -51,28 +33,28 @@ const fn known(id: u32, name: &'static str, block_elements: u64, block_bytes: u6
         name,
         block_elements,
         block_bytes,
-        kind: None,
+        format: None,
     }
 }
 
 /// All types of ggml with their block sizes; those that cannot be converted are kept so that a file that holds one can
 /// still be listed.
 static TYPES: [Entry; 33] = [
-    supported(0, "F32", 1, 4, Kind::F32),
-    supported(1, "F16", 1, 2, Kind::F16),
-    supported(30, "BF16", 1, 2, Kind::Bf16),
-    supported(28, "F64", 1, 8, Kind::F64),
-    supported(8, "Q8_0", 32, 34, Kind::Q8_0),
-    supported(2, "Q4_0", 32, 18, Kind::Q4_0),
-    supported(3, "Q4_1", 32, 20, Kind::Q4_1),
-    supported(6, "Q5_0", 32, 22, Kind::Q5_0),
-    supported(7, "Q5_1", 32, 24, Kind::Q5_1),
+    supported(0, Format::F32),
+    supported(1, Format::F16),
+    supported(30, Format::BF16),
+    supported(28, Format::F64),
+    supported(8, Format::Q8_0),
+    supported(2, Format::Q4_0),
+    supported(3, Format::Q4_1),
+    supported(6, Format::Q5_0),
+    supported(7, Format::Q5_1),
+    supported(12, Format::Q4K),
+    supported(13, Format::Q5K),
+    supported(14, Format::Q6K),
     known(9, "Q8_1", 32, 40),
     known(10, "Q2_K", 256, 84),
     known(11, "Q3_K", 256, 110),
-    known(12, "Q4_K", 256, 144),
-    known(13, "Q5_K", 256, 176),
-    known(14, "Q6_K", 256, 210),
     known(15, "Q8_K", 256, 292),
     known(16, "IQ2_XXS", 256, 66),
     known(17, "IQ2_XS", 256, 74),
@@ -101,12 +83,15 @@ impl TensorType {
 
     /// The types that [`super::Gguf::read_f32`] converts.
     pub fn supported() -> impl Iterator<Item = Self> {
-        TYPES.iter().filter(|entry| entry.kind.is_some()).map(Self)
+        TYPES
+            .iter()
+            .filter(|entry| entry.format.is_some())
+            .map(Self)
     }
 
     /// Whether this type can be converted to `f32`.
     pub fn is_supported(self) -> bool {
-        self.0.kind.is_some()
+        self.0.format.is_some()
     }
 
     /// The number of the type in GGUF files.
@@ -129,8 +114,9 @@ impl TensorType {
         self.0.block_bytes
     }
 
-    pub(super) fn kind(self) -> Option<Kind> {
-        self.0.kind
+    /// The format of the elements where they can be converted to `f32`.
+    pub fn format(self) -> Option<Format> {
+        self.0.format
     }
 }
 
