@@ -77,15 +77,38 @@ fn every_type_converts_as_the_gguf_package_does() {
 }
 
 #[test]
+fn a_stored_matrix_outlives_the_reader() {
+    let gguf = Gguf::open(&fixture("quant_blocks.gguf")).unwrap();
+    for tensor_type in TensorType::supported() {
+        let name = format!("tensor.{}", tensor_type.name().to_lowercase());
+        let stored = gguf.stored(&name).unwrap();
+        let record = gguf.tensor(&name).unwrap();
+        assert_eq!([stored.rows(), stored.columns()], record.shape[..]);
+        assert_eq!(stored.bytes_len(), record.data.len());
+        assert_eq!(stored.format().name(), tensor_type.name());
+    }
+    let (stored, values) = (
+        gguf.stored("tensor.q4_1").unwrap(),
+        gguf.read_f32("tensor.q4_1").unwrap(),
+    );
+    drop(gguf);
+    let row = stored.columns();
+    assert_eq!(
+        stored.gather::<f32>(&[4, 0])[..row],
+        values[4 * row..5 * row]
+    );
+}
+
+#[test]
 fn a_type_that_cannot_be_converted_is_named_with_those_that_can() {
     let gguf = Gguf::open(&fixture("quant_blocks.gguf")).unwrap();
-    let message = gguf.read_f32("extra.q4_k").unwrap_err().to_string();
+    let message = gguf.read_f32("extra.q3_k").unwrap_err().to_string();
     assert_has(
         &message,
         &[
             "quant_blocks.gguf",
-            "tensor extra.q4_k has type Q4_K",
-            "F32, F16, BF16, F64, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1",
+            "tensor extra.q3_k has type Q3_K",
+            "F32, F16, BF16, F64, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K, Q6_K",
         ],
     );
     let message = gguf.read_f32("nothing").unwrap_err().to_string();
@@ -651,10 +674,10 @@ fn a_quantised_type_without_support_is_refused_when_the_model_is_opened() {
         .u32("llama.feed_forward_length", 4)
         .u32("llama.attention.head_count", 2)
         .f32("llama.attention.layer_norm_rms_epsilon", 1e-5)
-        .tensor("token_embd.weight", &[256, 1], 12, None, vec![0; 144]);
+        .tensor("token_embd.weight", &[256, 1], 11, None, vec![0; 110]);
     assert_has(
         &open_error(&wide),
-        &["tensor token_embd.weight has type Q4_K, which is not supported (supported: F32,"],
+        &["tensor token_embd.weight has type Q3_K, which is not supported (supported: F32,"],
     );
 }
 
