@@ -6,7 +6,7 @@ use burn::tensor::{Device, Tensor, TensorData, activation};
 use bytemuck::{cast_slice, pod_collect_to_vec};
 use pullback_artifact::{Manifest, read_json, write_atomic, write_json};
 use pullback_kernels::fused::linear;
-use pullback_model::{Edit, Rows, Site};
+use pullback_model::{Edit, Rows, Site, symmetric_tangent};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
@@ -219,6 +219,17 @@ impl Edit for ResidualAdapter {
             Some(mask) => x + change * mask,
             None => x + change,
         }
+    }
+
+    fn tangent(&self, x: &Tensor<2>, dx: Tensor<2>, rows: &Rows) -> Option<Tensor<2>> {
+        let u = linear(x.clone(), self.w_in.clone()) + self.b_in.clone().unsqueeze();
+        let du = linear(dx.clone(), self.w_in.clone());
+        let dh = symmetric_tangent(|u| self.activation.apply(u), &u, du);
+        let change = linear(dh, self.w_out.clone());
+        Some(match rows.mask_from(FIRST_POSITION, x) {
+            Some(mask) => dx + change * mask,
+            None => dx + change,
+        })
     }
 
     fn describe(&self) -> String {

@@ -18,7 +18,7 @@ use common::{ACTIVATIONS, Parts, act, random, usual};
 use pullback_adapters::{ADAPTER_KIND, Activation, ResidualAdapter};
 use pullback_artifact::{Manifest, PartialDir};
 use pullback_model::{
-    Edit, Input, Intervention, KeyValueCache, Model, ModelFiles, Rows, RunOptions,
+    Edit, Input, Intervention, KeyValueCache, Model, ModelFiles, Replace, Rows, RunOptions, Site,
 };
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
@@ -350,4 +350,50 @@ fn an_adapter_that_contradicts_its_manifest_or_this_program_is_refused() {
         }
     }
     assert!(accepted.is_empty(), "accepted: {accepted:?}");
+}
+
+#[test]
+fn forward_mode_through_an_adapter_agrees_with_finite_differences() {
+    let files = ModelFiles::open(&tiny_path()).unwrap();
+    let model = Model::from_files(files, &Device::flex(), DType::F64).unwrap();
+    let d = model.config().d_model;
+    let ids = [5_u32, 60, 7, 100, 33];
+    let (at, logits): (Site, Site) = (Site::resid_post(0), Site::logits());
+    let numbers: Vec<f64> = (0..5 * d).map(|i| (i as f64 * 1.3).sin()).collect();
+    let direction = |scale: f64| {
+        let values: Vec<f64> = numbers.iter().map(|x| x * scale).collect();
+        Tensor::<2>::from_data(
+            TensorData::new(values, [5, d]),
+            (&Device::flex(), DType::F64),
+        )
+    };
+    for activation in ACTIVATIONS {
+        let adapter = Parts::random(11, d, 3).adapter(activation, &Device::flex(), DType::F64);
+        let site = adapter.site;
+        let edit = Intervention::new(site, adapter.into());
+        let slope = model
+            .jvp(
+                Input::tokens(&ids),
+                at,
+                direction(1.0),
+                &[logits],
+                std::slice::from_ref(&edit),
+            )
+            .unwrap()
+            .take(logits)
+            .unwrap();
+        let moved = |step: f64| {
+            let with = model.record(Input::tokens(&ids), &[at], &[]).unwrap()[&at].clone();
+            let with = with + direction(step);
+            let move_it = Intervention::new(at, Arc::new(Replace { with }));
+            let edits = [move_it, edit.clone()];
+            model
+                .record(Input::tokens(&ids), &[logits], &edits)
+                .unwrap()[&logits]
+                .clone()
+        };
+        let measured = (moved(1e-5) - moved(-1e-5)) / 2e-5;
+        let worst = (slope - measured).abs().max().into_scalar::<f64>();
+        assert!(worst < 1e-7, "{activation:?}: off by {worst}");
+    }
 }

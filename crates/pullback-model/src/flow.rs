@@ -44,15 +44,9 @@ impl Flow {
         }
     }
 
-    /// A function whose derivative is a symmetric matrix, such as one of each number alone: its product with a vector
-    /// from the right is that from the left, which the backward pass gives.
+    /// A function whose derivative is a symmetric matrix; see [`symmetric_tangent`].
     pub(crate) fn symmetric(self, function: impl Fn(Tensor<2>) -> Tensor<2>) -> Self {
-        let dx = self.dx.map(|dx| {
-            let at = Tensor::<2>::from_inner(self.x.clone()).require_grad();
-            let value = function(at.clone()) * Tensor::from_inner(dx.clone());
-            let grads = value.sum().backward();
-            at.grad(&grads).unwrap_or_else(|| dx.zeros_like())
-        });
+        let dx = self.dx.map(|dx| symmetric_tangent(&function, &self.x, dx));
         Self {
             x: function(self.x),
             dx,
@@ -180,6 +174,19 @@ impl Flow {
             None => self,
         }
     }
+}
+
+/// The derivative at `x` in the direction `dx` of a function whose derivative is a symmetric matrix, such as a function of
+/// each number alone: its product with a vector from the right is that from the left, which the backward pass gives.
+pub fn symmetric_tangent(
+    function: impl Fn(Tensor<2>) -> Tensor<2>,
+    x: &Tensor<2>,
+    dx: Tensor<2>,
+) -> Tensor<2> {
+    let at = Tensor::<2>::from_inner(x.clone()).require_grad();
+    let value = function(at.clone()) * Tensor::from_inner(dx.clone());
+    let grads = value.sum().backward();
+    at.grad(&grads).unwrap_or_else(|| dx.zeros_like())
 }
 
 /// The sum of two derivatives, of which an absent one is zero.

@@ -10,6 +10,7 @@ mod block;
 mod cache;
 mod chat;
 mod config;
+mod derivatives;
 mod error;
 mod family;
 mod files;
@@ -30,15 +31,17 @@ mod weights;
 pub use cache::KeyValueCache;
 pub use chat::{ChatTemplate, Message};
 pub use config::{ModelConfig, Norm, RopeScaling, RotaryConfig};
+pub use derivatives::ForwardMode;
 pub use error::ModelError;
 pub use files::{ModelFiles, TensorDescription};
+pub use flow::symmetric_tangent;
 pub use generate::{Emission, Ending, GenerateOptions, Generated, NextToken};
 pub use intervention::{
     AddVector, Edit, Intervention, Positions, ProjectOut, Replace, Rows, Scale, Zero,
 };
 pub use llama2c::Llama2c;
 pub use model::{Model, Weights};
-pub use run::{ForwardMode, Input, RunOptions, RunOutput};
+pub use run::{Input, RunOptions, RunOutput};
 pub use sampling::{Piece, Sampling, StopStrings, choose, distribution};
 pub use site::{Place, Site, SiteError};
 pub use tokenizer::{DecodeStream, Tokenizer};
