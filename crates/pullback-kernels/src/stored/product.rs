@@ -14,7 +14,7 @@ use super::lanes::{LANES, Lanes, OnLanes, Piece, on_widest};
 use crate::{Matrix, MatrixMut, Real, Threads, matmul};
 
 /// Up to this many rows of `x`, `W` is decoded row by row.
-const FEW_ROWS: usize = 8;
+const FEW_ROWS: usize = 16;
 /// Elements of `W` below which starting threads costs more than they save.
 const SMALL: usize = 1 << 18;
 /// Elements of `W` in a decoded block: 1 MiB in `f32`, half of a second-level cache of today.
@@ -24,9 +24,14 @@ const AHEAD: usize = 2048;
 #[cfg(target_arch = "x86_64")]
 const CACHE_LINE: usize = 64;
 
+/// Sixteen numbers at the start of a cache line: loads of vectors that cross lines cost twice.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+struct Line(Piece);
+
 /// `x Wᵀ` on slices: `x [n, columns]` → `[n, rows]`; [`crate::fused::linear_stored`] without tensors.
 ///
-/// Up to eight rows of `x` take one pass over the stored bytes.
+/// Up to sixteen rows of `x` take one pass over the stored bytes.
 ///
 /// # Panics
 /// If `x` is not whole rows.
@@ -149,12 +154,14 @@ fn few_rows(out: &mut [f32], x: &[f32], weight: &StoredMatrix) {
     }
 }
 
-/// Rows of `columns` values in pieces, the last piece of each filled up with zeros.
-fn padded(x: &[f32], columns: usize) -> Vec<Piece> {
-    let pieces = columns.div_ceil(LANES);
-    let mut padded = vec![[0.0; LANES]; x.len() / columns * pieces];
-    for (x, padded) in x.chunks_exact(columns).zip(padded.chunks_exact_mut(pieces)) {
-        padded.as_flattened_mut()[..columns].copy_from_slice(x);
+/// Rows of `columns` values in lines, the last line of each filled up with zeros.
+fn padded(x: &[f32], columns: usize) -> Vec<Line> {
+    let lines = columns.div_ceil(LANES);
+    let mut padded = vec![Line([0.0; LANES]); x.len() / columns * lines];
+    for (x, padded) in x.chunks_exact(columns).zip(padded.chunks_exact_mut(lines)) {
+        for (x, line) in x.chunks(LANES).zip(padded) {
+            line.0[..x.len()].copy_from_slice(x);
+        }
     }
     padded
 }
@@ -163,7 +170,7 @@ fn padded(x: &[f32], columns: usize) -> Vec<Piece> {
 struct FewRows<'a> {
     weight: &'a StoredMatrix,
     first: usize,
-    x: &'a [Piece],
+    x: &'a [Line],
     n: usize,
     out: &'a mut [f32],
 }
@@ -192,7 +199,7 @@ impl OnLanes for FewRows<'_> {
                     row,
                     #[inline(always)]
                     |at, piece, values| {
-                        let x = lanes.load(&self.x[at + piece]);
+                        let x = lanes.load(&self.x[at + piece].0);
                         sums[piece % 4] = lanes.multiply_add(values, x, sums[piece % 4]);
                     },
                 );
@@ -200,13 +207,13 @@ impl OnLanes for FewRows<'_> {
             });
             return;
         }
-        let mut decoded = vec![[0.0; LANES]; pieces];
+        let mut decoded = vec![Line([0.0; LANES]); pieces];
         for (out, row) in self.out.chunks_exact_mut(self.n).zip(bytes) {
             with_blocks!(self.weight.format(), B => decode_row::<B, L>(
                 lanes,
                 row,
                 #[inline(always)]
-                |at, piece, values| decoded[at + piece] = lanes.store(values),
+                |at, piece, values| decoded[at + piece].0 = lanes.store(values),
             ));
             let mut done = 0;
             while done < self.n {
@@ -225,11 +232,11 @@ impl OnLanes for FewRows<'_> {
 #[inline(always)]
 fn dots<const N: usize, L: Lanes>(
     lanes: L,
-    decoded: &[Piece],
-    x: &[Piece],
+    decoded: &[Line],
+    x: &[Line],
     out: &mut [f32],
 ) -> usize {
-    let rows: [&[Piece]; N] = std::array::from_fn(
+    let rows: [&[Line]; N] = std::array::from_fn(
         #[inline(always)]
         |i| &x[i * decoded.len()..][..decoded.len()],
     );
@@ -238,16 +245,16 @@ fn dots<const N: usize, L: Lanes>(
     let pairs = decoded.len() / 2 * 2;
     for piece in (0..pairs).step_by(2) {
         for (sums, piece) in [(&mut even, piece), (&mut odd, piece + 1)] {
-            let values = lanes.load(&decoded[piece]);
+            let values = lanes.load(&decoded[piece].0);
             for i in 0..N {
-                sums[i] = lanes.multiply_add(values, lanes.load(&rows[i][piece]), sums[i]);
+                sums[i] = lanes.multiply_add(values, lanes.load(&rows[i][piece].0), sums[i]);
             }
         }
     }
     if pairs < decoded.len() {
-        let values = lanes.load(&decoded[pairs]);
+        let values = lanes.load(&decoded[pairs].0);
         for i in 0..N {
-            even[i] = lanes.multiply_add(values, lanes.load(&rows[i][pairs]), even[i]);
+            even[i] = lanes.multiply_add(values, lanes.load(&rows[i][pairs].0), even[i]);
         }
     }
     for i in 0..N {
