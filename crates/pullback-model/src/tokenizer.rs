@@ -291,7 +291,12 @@ impl Tokenizer {
             }
             return text + &stream.finish();
         }
+        // Some decoders of the library count the tokens before the last one, so there must be one.
+        let is_written = |&id: &u32| {
+            !(skip_special && self.is_special(id)) && self.parsing.id_to_token(id).is_some()
+        };
         if self.form == TextForm::Decoder
+            && ids.iter().any(is_written)
             && let Ok(text) = self.parsing.decode(ids, skip_special)
         {
             return text;

@@ -21,8 +21,12 @@ pub(super) fn build(directory: &Path) -> Result<Tokenizer, ModelError> {
     let has = |name: &str| directory.join(name).is_file();
     let path = directory.join("tokenizer.json");
     if has("tokenizer.json") || !directory.is_dir() {
-        let document = read_json(&path)?;
+        let mut document = read_json(&path)?;
         merges::check_json(&path, &document)?;
+        // Leaving out merges at random is for training; here the same text gives the same ids.
+        if let Some(Value::Object(model)) = document.get_mut("model") {
+            model.remove("dropout");
+        }
         let tokenizer: tokenizers::Tokenizer = serde_json::from_value(document)
             .map_err(|error| ModelError::malformed(&path, "tokenizer", error.to_string()))?;
         return from_backend(&path, tokenizer, &Settings::read(directory)?);
