@@ -126,6 +126,10 @@ pub enum ModelError {
         problem: String,
     },
 
+    /// Work that its caller ended.
+    #[error("stopped before the end")]
+    Stopped,
+
     /// A chat template that is missing, does not parse, or refuses a conversation.
     #[error("chat template: {problem}")]
     ChatTemplate {

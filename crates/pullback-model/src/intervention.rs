@@ -185,6 +185,11 @@ impl Intervention {
         self.heads.as_deref()
     }
 
+    /// The one sequence of a batch that it acts on; `None`: all.
+    pub fn sequence(&self) -> Option<usize> {
+        self.sequence
+    }
+
     /// A few words for messages.
     pub fn describe(&self) -> String {
         let mut text = format!("{} at {}", self.edit.describe(), self.site);

@@ -5,7 +5,9 @@
 //! - [`Llama2c`]: a checkpoint of llama2.c and its tokenizer.
 //! - [`Model`]: the weights as tensors. [`Model::run`] runs any slice of layers with [`Intervention`]s and
 //!   recordings at [`Site`]s, differentiably; [`Model::generate`] makes text.
+//! - [`analysis`]: logit lens, direct logit attribution and activation patching.
 
+pub mod analysis;
 mod block;
 mod cache;
 mod chat;

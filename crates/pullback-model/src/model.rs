@@ -55,7 +55,8 @@ impl Matrix {
         }
     }
 
-    fn rows(&self, ids: &[u32], device: &Device) -> Tensor<2> {
+    /// Some of its rows: `[ids, in]`.
+    pub(crate) fn rows(&self, ids: &[u32], device: &Device) -> Tensor<2> {
         match self {
             Self::Dense(weight) => {
                 let ids: Vec<i64> = ids.iter().map(|&id| i64::from(id)).collect();

@@ -449,6 +449,11 @@ impl Model {
             .softcap(self.config().final_softcap)
     }
 
+    /// Logits with the model's cap, where it has one.
+    pub(crate) fn capped(&self, logits: Tensor<2>) -> Tensor<2> {
+        Flow::new(logits).softcap(self.config().final_softcap).x
+    }
+
     /// Cross-entropy in nats of each row's target, from normalised streams `[n, d_model]`; the logits are
     /// never in memory whole.
     ///
