@@ -6,7 +6,7 @@ use std::time::Instant;
 use pullback_artifact::{
     Control, Manifest, ModelRef, PartialDir, read_json, refuse_existing, write_json,
 };
-use pullback_model::{Input, Model, Place, RunOptions, Site};
+use pullback_model::{Input, Model, Site, SiteError};
 use serde::{Deserialize, Serialize};
 
 use crate::store::{ShardRows, shard_name};
@@ -108,7 +108,7 @@ pub fn harvest(
     out: &Path,
     control: &Control,
 ) -> Result<HarvestResult, ActivationError> {
-    config.site.check(model.config())?;
+    let d = width_at(model, config.site)?;
     if config.batch == 0 || config.shard_rows == 0 {
         return Err(ActivationError::Option(
             "a harvest needs at least one sequence in a batch and one row in a shard".to_owned(),
@@ -229,7 +229,6 @@ pub fn harvest(
 
     let total = |part: fn(&ShardSummary) -> usize| state.done.iter().map(part).sum::<usize>();
     let (rows, firsts) = (total(|s| s.rows), total(|s| s.firsts));
-    let d = width_at(model, config.site);
     let result = HarvestResult {
         tokens: rows,
         held_out_tokens: total(|s| s.held_out),
@@ -271,19 +270,15 @@ fn activations_at(
     ids: Vec<u32>,
     batch: usize,
 ) -> Result<Vec<f32>, ActivationError> {
-    let stop_at = match site.place() {
-        Place::Embed => Some(0),
-        Place::FinalNormalized => None,
-        _ => site.layer().map(|layer| layer + 1),
+    let mut recorded = model.record(Input::uniform(ids, batch), &[site], &[])?;
+    let Some(found) = recorded.remove(&site) else {
+        return Err(SiteError::NotReached {
+            site,
+            reached: "the run recorded nothing there".to_owned(),
+        }
+        .into());
     };
-    let record = [site];
-    let options = RunOptions {
-        stop_at,
-        record: &record,
-        ..RunOptions::default()
-    };
-    let mut out = model.run(Input::uniform(ids, batch), &options)?;
-    let data = out.take(site)?.into_data();
+    let data = found.into_data();
     data.try_into_vec::<f32>().map_err(|error| {
         ActivationError::Option(format!(
             "activations are kept in f32, the model runs in another type: {error:?}"
@@ -291,15 +286,14 @@ fn activations_at(
     })
 }
 
-/// Width of a site.
-fn width_at(model: &Model, site: Site) -> usize {
-    let config = model.config();
-    match site.place() {
-        Place::Query | Place::Mixed => config.d_q(),
-        Place::Key | Place::Value => config.d_kv(),
-        Place::MlpPre | Place::MlpPreLinear | Place::MlpPost => config.d_mlp,
-        _ => config.d_model,
-    }
+/// Width of a site, which is the same for all texts.
+fn width_at(model: &Model, site: Site) -> Result<usize, ActivationError> {
+    let place = site.check(model.config())?.place();
+    place.width(model.config()).ok_or_else(|| {
+        ActivationError::Option(format!(
+            "{site} cannot be harvested: its width is the length of the text; a site of one width is needed"
+        ))
+    })
 }
 
 fn same_work(found: &State, wanted: &State) -> bool {

@@ -52,7 +52,8 @@ fn rows_are_what_the_model_has_at_the_site() {
         "blocks.0.attn.hook_k",
         "blocks.0.hook_resid_post",
         "blocks.2.mlp.hook_post",
-        "ln_final",
+        "blocks.1.ln1.hook_scale",
+        "ln_final.hook_normalized",
     ];
     for (number, name) in sites.iter().enumerate() {
         let site = Site::all(model.config())
@@ -85,6 +86,19 @@ fn rows_are_what_the_model_has_at_the_site() {
             assert_close(&found, &expected, 1e-5);
         }
     }
+}
+
+#[test]
+fn a_site_as_wide_as_the_text_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let corpus = corpus(dir.path());
+    let mut config = config();
+    config.site = "1.attn.pattern".parse().unwrap();
+    let message = error_of(&corpus, &config, &dir.path().join("store"));
+    assert!(
+        message.contains("blocks.1.attn.hook_pattern cannot be harvested"),
+        "{message}"
+    );
 }
 
 #[test]
