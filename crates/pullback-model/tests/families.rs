@@ -94,3 +94,27 @@ family!(gemma2);
 family!(gemma3_text);
 family!(qwen2);
 family!(qwen3);
+
+#[test]
+fn expanded_weights_give_the_numbers_of_stored_ones() {
+    use burn::tensor::DType;
+    use pullback_model::{Input, ModelFiles, Site, Weights};
+
+    for (_, files) in FAMILIES {
+        for file in *files {
+            let path = family_path(file);
+            let [stored, expanded] = [Weights::AsStored, Weights::Expanded].map(|weights| {
+                let files = ModelFiles::open(&path).unwrap();
+                let model =
+                    Model::with_weights(files, &Device::flex(), DType::F64, weights).unwrap();
+                let logits = Site::logits();
+                let input = Input::batch(&[&[3, 11, 7, 20, 5], &[9, 2]]);
+                let found = model.record(input, &[logits], &[]).unwrap()[&logits].clone();
+                found.into_data().iter::<f64>().collect::<Vec<f64>>()
+            });
+            for (a, b) in stored.iter().zip(&expanded) {
+                assert!((a - b).abs() < 1e-12, "{file}: {a} against {b}");
+            }
+        }
+    }
+}

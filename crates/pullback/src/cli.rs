@@ -30,8 +30,22 @@ pub(crate) struct Cli {
     #[arg(long, global = true, value_enum, default_value_t)]
     pub(crate) device: DeviceKind,
 
+    /// How models are held in memory; the numbers are the same
+    #[arg(long, global = true, value_enum, default_value_t)]
+    pub(crate) weights: WeightsKind,
+
     #[command(subcommand)]
     pub(crate) command: Command,
+}
+
+/// How models are held in memory.
+#[derive(Clone, Copy, Debug, Default, clap::ValueEnum)]
+pub(crate) enum WeightsKind {
+    /// As the file stores them, decoded when they are used
+    #[default]
+    Quantized,
+    /// As 32-bit numbers
+    Expanded,
 }
 
 /// Where models run.

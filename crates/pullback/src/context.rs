@@ -3,14 +3,14 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use burn::tensor::Device;
+use burn::tensor::{DType, Device};
 use pullback_activations::Corpus;
 use pullback_artifact::{
     Catalogue, Control, EntryKind, Hub, HubReference, Manifest, ModelRef, fetch,
 };
-use pullback_model::{Model, Site};
+use pullback_model::{Model, ModelFiles, Site, Weights};
 
-use crate::cli::{Cli, DeviceKind};
+use crate::cli::{Cli, DeviceKind, WeightsKind};
 use crate::output;
 
 /// One run of the program.
@@ -18,6 +18,7 @@ pub(crate) struct App {
     pub(crate) control: Control,
     pub(crate) json: bool,
     device: DeviceKind,
+    weights: Weights,
 }
 
 /// A model with the name that artifacts record of it.
@@ -45,6 +46,10 @@ impl App {
             },
             json: cli.json,
             device: cli.device,
+            weights: match cli.weights {
+                WeightsKind::Quantized => Weights::AsStored,
+                WeightsKind::Expanded => Weights::Expanded,
+            },
         }
     }
 
@@ -123,7 +128,8 @@ impl App {
         // What cannot be had is said before anything is fetched.
         let device = self.device()?;
         let (name, path) = self.model_path(model)?;
-        let model = Model::load(&path, &device)?;
+        let files = ModelFiles::open(&path)?;
+        let model = Model::with_weights(files, &device, DType::F32, self.weights)?;
         Ok(NamedModel { name, model })
     }
 
