@@ -6,7 +6,7 @@
 //! - [`change_report::ChangeReport`] and [`change_report::render`]: what a learned change did to a model, feature by
 //!   feature.
 //! - [`page::Page`]: a page made of a heading, a lead and sections.
-//! - [`plot`]: line charts, histograms, scatter plots and bars.
+//! - [`plot`]: line charts, histograms, scatter plots, bars and heat maps, in a page or as a file.
 //! - [`text`] and [`number`]: how tokens and figures are written.
 
 pub mod change_report;

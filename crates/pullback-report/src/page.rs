@@ -7,7 +7,7 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 use crate::text::{identifier, plain};
 
 /// The style of every page.
-const STYLE: &str = include_str!("page.css");
+pub(crate) const STYLE: &str = include_str!("page.css");
 
 /// A page under construction.
 #[derive(Debug, Clone, Default)]

@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::commands::{adapt, harvest, inspect, pull, quickstart, run, sae, show};
+use crate::commands::{adapt, harvest, inspect, pull, quickstart, run, sae, show, tokenize};
 
 /// Change a language model, then read the change in a basis a person can understand.
 #[derive(Debug, Parser)]
@@ -66,8 +66,10 @@ pub(crate) enum Command {
     Pull(pull::Arguments),
     /// Layers, sites, sizes and tokenizer of a model
     Inspect(inspect::Arguments),
-    /// Next-token table, text, chat
-    Run(run::Arguments),
+    /// Text to token ids and back
+    Tokenize(tokenize::Arguments),
+    /// Next-token table, text, chat; activations, logit lens, attribution, patching
+    Run(Box<run::Arguments>),
     /// Keep activations of a model on disk
     Harvest(harvest::Arguments),
     /// Sparse autoencoders

@@ -8,6 +8,7 @@ pub(crate) mod quickstart;
 pub(crate) mod run;
 pub(crate) mod sae;
 pub(crate) mod show;
+pub(crate) mod tokenize;
 
 use crate::cli::Command;
 use crate::context::App;
@@ -24,6 +25,7 @@ pub(crate) fn run(app: &App, command: Command) -> anyhow::Result<()> {
         Command::Sae(sae::Command::Eval(arguments)) => sae::eval::run(app, &arguments),
         Command::Adapt(adapt::Command::Train(arguments)) => adapt::train::run(app, &arguments),
         Command::Adapt(adapt::Command::Explain(arguments)) => adapt::explain::run(app, &arguments),
+        Command::Tokenize(arguments) => tokenize::run(app, &arguments),
         Command::Show(arguments) => show::run(app, &arguments),
     }
 }

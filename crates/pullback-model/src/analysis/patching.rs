@@ -37,6 +37,16 @@ impl PatchPlace {
     /// All of them.
     pub const ALL: [Self; 4] = [Self::ResidPre, Self::AttnOut, Self::MlpOut, Self::Z];
 
+    /// Its name: `resid_pre`, `attn_out`, `mlp_out` or `z`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::ResidPre => "resid_pre",
+            Self::AttnOut => "attn_out",
+            Self::MlpOut => "mlp_out",
+            Self::Z => "z",
+        }
+    }
+
     /// Whether single heads are patched, and not positions.
     pub fn by_head(self) -> bool {
         self == Self::Z
@@ -56,12 +66,7 @@ impl PatchPlace {
 
 impl fmt::Display for PatchPlace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::ResidPre => "resid_pre",
-            Self::AttnOut => "attn_out",
-            Self::MlpOut => "mlp_out",
-            Self::Z => "z",
-        })
+        f.write_str(self.name())
     }
 }
 
@@ -69,9 +74,7 @@ impl FromStr for PatchPlace {
     type Err = ModelError;
 
     fn from_str(name: &str) -> Result<Self, ModelError> {
-        let found = Self::ALL
-            .into_iter()
-            .find(|place| place.to_string() == name);
+        let found = Self::ALL.into_iter().find(|place| place.name() == name);
         found.ok_or_else(|| ModelError::Input {
             problem: format!(
                 "`{name}` cannot be patched; places are resid_pre, attn_out, mlp_out and z"

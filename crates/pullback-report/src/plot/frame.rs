@@ -114,7 +114,7 @@ pub(super) fn svg(caption: &Caption, width: f64, height: f64, content: Markup) -
     let title_id = format!("{}-title", caption.id);
     let description_id = format!("{}-desc", caption.id);
     html! {
-        svg role="img" viewBox={ "0 0 " (px(width)) " " (px(height)) }
+        svg role="img" viewBox={ "0 0 " (px(width)) " " (px(height)) } width=(px(width)) height=(px(height))
             aria-labelledby={ (title_id) " " (description_id) } {
             title id=(title_id) { (caption.title) }
             desc id=(description_id) { (caption.description) }

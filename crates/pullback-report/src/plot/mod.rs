@@ -6,7 +6,9 @@
 //! plot with nothing left to show is `None`, and its [`figure`] says so.
 
 mod bars;
+mod file;
 mod frame;
+mod heat;
 mod histogram;
 mod line;
 mod scale;
@@ -15,6 +17,8 @@ mod scatter;
 use maud::{Markup, html};
 
 pub use bars::{Bar, Bars, Tone};
+pub use file::{file, page};
+pub use heat::{Colours, HeatCell, HeatMap, HeatRow};
 pub use histogram::{Bins, Histogram, Mark, bins};
 pub use line::{LineChart, Series};
 pub use scale::{Scale, Tick, nice_step, nice_ticks};
@@ -49,7 +53,7 @@ impl Caption {
 pub fn figure(caption: &Caption, drawing: Option<Markup>, note: Markup) -> Markup {
     html! {
         figure.plot {
-            p.plot-title { (caption.title) }
+            @if !caption.title.is_empty() { p.plot-title { (caption.title) } }
             @if let Some(drawing) = drawing {
                 (drawing)
                 @if !note.0.is_empty() { figcaption { (note) } }
