@@ -1,11 +1,11 @@
 //! Text to token ids and back, with the tokenizer that a model file brings.
 
 mod bytes;
+mod check;
 mod divide;
 mod gguf;
 mod huggingface;
 mod llama2c;
-mod merges;
 mod pre_tokenizer;
 mod roles;
 mod sentencepiece;
