@@ -1,9 +1,11 @@
 //! Text to token ids and back, with the tokenizer that a model file brings.
 
+mod bytes;
+mod check;
+mod divide;
 mod gguf;
 mod huggingface;
 mod llama2c;
-mod merges;
 mod pre_tokenizer;
 mod roles;
 mod sentencepiece;
@@ -14,14 +16,12 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::OnceLock;
 
-use self::pre_tokenizer::PATTERNS;
+use self::bytes::{byte_level_bytes, byte_token, sentencepiece_bytes};
+use self::divide::{PIECE_BYTES, divide, is_divisible};
 pub use self::stream::DecodeStream;
 
 use crate::error::ModelError;
 use crate::gguf::Gguf;
-
-/// Texts longer than this are encoded in parallel, in pieces of about this many bytes, where that changes nothing.
-const PIECE_BYTES: usize = 1 << 16;
 
 /// The tokenizer of a model.
 pub struct Tokenizer {
@@ -448,103 +448,4 @@ impl Tokenizer {
 
 fn cannot_encode(error: tokenizers::Error) -> ModelError {
     ModelError::tokenizer(format!("the text cannot be encoded: {error}"))
-}
-
-/// Cuts a text into pieces of about [`PIECE_BYTES`], only ever between an ASCII letter and a space.
-fn divide(text: &str) -> Vec<&str> {
-    let bytes = text.as_bytes();
-    let mut pieces = Vec::with_capacity(bytes.len() / PIECE_BYTES + 1);
-    let mut start = 0;
-    while bytes.len() - start > PIECE_BYTES {
-        let from = start + PIECE_BYTES;
-        let cut = bytes[from - 1..]
-            .windows(2)
-            .position(|pair| pair[0].is_ascii_alphabetic() && pair[1] == b' ');
-        let Some(cut) = cut else { break };
-        pieces.push(&text[start..from + cut]);
-        start = from + cut;
-    }
-    pieces.push(&text[start..]);
-    pieces
-}
-
-/// Whether a cut between an ASCII letter and a space leaves the encoding as it is.
-///
-/// It does where the text is split by one of the patterns known here, none of which matches a letter and a space after it
-/// together or looks past the end of a run of letters, and where no added token could lie across the cut.
-fn is_divisible(tokenizer: &tokenizers::Tokenizer) -> bool {
-    let by_pattern = |part: &serde_json::Value| match part["type"].as_str() {
-        Some("ByteLevel") => part["add_prefix_space"] == false && part["use_regex"] == true,
-        Some("Split") => {
-            part["behavior"] == "Isolated"
-                && part["invert"] == false
-                && part["pattern"]["Regex"]
-                    .as_str()
-                    .is_some_and(|pattern| PATTERNS.contains(&pattern))
-        }
-        _ => false,
-    };
-    let harmless = |part: &serde_json::Value| match part["type"].as_str() {
-        Some("ByteLevel") => part["add_prefix_space"] == false,
-        Some("Digits") => true,
-        _ => false,
-    };
-    let Ok(pre) = serde_json::to_value(tokenizer.get_pre_tokenizer()) else {
-        return false;
-    };
-    let steps = match pre["pretokenizers"].as_array() {
-        Some(steps) => steps.as_slice(),
-        None => std::slice::from_ref(&pre),
-    };
-    let split =
-        steps.iter().any(by_pattern) && steps.iter().all(|step| by_pattern(step) || harmless(step));
-    split
-        && tokenizer.get_normalizer().is_none()
-        && tokenizer.get_added_tokens_decoder().values().all(|token| {
-            !(token.lstrip
-                || token.rstrip
-                || token.single_word
-                || token.content.contains(char::is_whitespace))
-        })
-}
-
-/// The byte that a character of byte-level vocabularies stands for: printable bytes for themselves, the others for the
-/// characters from `U+0100` on (`bytes_to_unicode` of GPT-2's `encoder.py`).
-fn byte_of(character: char) -> Option<u8> {
-    let code = u32::from(character);
-    let printable = |code: u32| matches!(code, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff);
-    if code < 0x100 {
-        return printable(code).then_some(code as u8);
-    }
-    (0u8..=255)
-        .filter(|&byte| !printable(u32::from(byte)))
-        .nth((code - 0x100) as usize)
-}
-
-/// The bytes of a token of a byte-level vocabulary; those of its text where a character of it is not of the alphabet.
-fn byte_level_bytes(token: &str) -> Vec<u8> {
-    static BYTES: OnceLock<Vec<Option<u8>>> = OnceLock::new();
-    let table = BYTES.get_or_init(|| {
-        (0..0x150)
-            .map(|code| char::from_u32(code).and_then(byte_of))
-            .collect()
-    });
-    token
-        .chars()
-        .map(|c| table.get(c as usize).copied().flatten())
-        .collect::<Option<Vec<u8>>>()
-        .unwrap_or_else(|| token.as_bytes().to_vec())
-}
-
-/// The bytes of a token of a SentencePiece vocabulary: `<0x9F>` is a byte, `▁` a space.
-fn sentencepiece_bytes(token: &str) -> Vec<u8> {
-    byte_token(token).map_or_else(|| token.replace('▁', " ").into_bytes(), |byte| vec![byte])
-}
-
-/// The byte of a token `<0x9F>`.
-fn byte_token(token: &str) -> Option<u8> {
-    let digits = token.strip_prefix("<0x")?.strip_suffix('>')?;
-    (digits.len() == 2)
-        .then(|| u8::from_str_radix(digits, 16).ok())
-        .flatten()
 }

@@ -556,6 +556,16 @@ fn inputs_that_once_went_wrong() {
         let message = from_document(&bpe(merges, more)).unwrap_err();
         assert!(message.contains("model.merges: entry 0, "), "{message}");
     }
+    // A decoder that strips more characters than there are.
+    let mut document = bpe(json!([["t", "h"]]), json!({}));
+    document["decoder"] = json!({"type": "Sequence", "decoders": [
+        {"type": "Strip", "content": "t", "start": 1, "stop": 1},
+    ]});
+    let message = from_document(&document).unwrap_err();
+    assert!(
+        message.contains("decoder: Strip with 1 characters at the end"),
+        "{message}"
+    );
     // Merges left out at random.
     let random = from_document(&bpe(json!([["t", "h"]]), json!({"dropout": 0.5}))).unwrap();
     for _ in 0..50 {

@@ -4,7 +4,7 @@ use tokenizers::models::bpe::{BPE, Merges, Vocab};
 use tokenizers::normalizers::NFC;
 use tokenizers::pre_tokenizers::sequence::Sequence;
 
-use super::merges;
+use super::check;
 use super::pre_tokenizer::PreTokenization;
 use super::sentencepiece::{self, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Vocabulary, add_tokens};
 use super::{SpecialIds, TextForm, Token, Tokenizer, byte_level_bytes};
@@ -116,7 +116,7 @@ fn byte_level(gguf: &Gguf, names: &[String], types: &[i64]) -> Result<Tokenizer,
         merges.push((left.to_owned(), right.to_owned()));
     }
     let vocab: Vocab = names.iter().cloned().zip(0..).collect();
-    merges::check(
+    check::merges(
         gguf.path(),
         MERGES,
         |token| vocab.contains_key(token),

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::merges;
+use super::check;
 use super::roles::Settings;
 use super::vocab_merges::{self, MERGES, VOCAB};
 use super::{
@@ -22,7 +22,7 @@ pub(super) fn build(directory: &Path) -> Result<Tokenizer, ModelError> {
     let path = directory.join("tokenizer.json");
     if has("tokenizer.json") || !directory.is_dir() {
         let mut document = read_json(&path)?;
-        merges::check_json(&path, &document)?;
+        check::document(&path, &document)?;
         // Leaving out merges at random is for training; here the same text gives the same ids.
         if let Some(Value::Object(model)) = document.get_mut("model") {
             model.remove("dropout");

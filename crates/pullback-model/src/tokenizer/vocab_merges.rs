@@ -42,7 +42,7 @@ pub(super) fn build(directory: &Path, settings: &mut Settings) -> Result<Backend
     let vocab = read_vocab(&directory.join(VOCAB))?;
     let path = directory.join(MERGES);
     let merges = read_merges(&path)?;
-    super::merges::check(
+    super::check::merges(
         &path,
         "merges",
         |token| vocab.contains_key(token),
