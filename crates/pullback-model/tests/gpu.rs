@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use burn::tensor::{Device, DeviceKind, Tensor, TensorData};
-use pullback_kernels::fused::{self, AttentionSpec, RotaryPairs, RotarySpec};
+use pullback_kernels::fused::{self, Activation, AttentionSpec, RotarySpec, RotaryTable, Span};
 use pullback_model::{Input, Model, RunOptions, Site};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -60,10 +60,7 @@ fn assert_close(found: &[f32], expected: &[f32], tolerance: f32) {
 }
 
 fn tokens(ids: &[u32]) -> Input {
-    Input::Tokens {
-        ids: ids.to_vec(),
-        batch: 1,
-    }
+    Input::tokens(ids)
 }
 
 #[test]
@@ -110,11 +107,7 @@ fn gradients_through_the_layers_above_a_site_are_those_of_transformers() {
         };
         let below = model.run(tokens(&ids), &options).unwrap();
         let stream = Tensor::<2>::from_inner(below.stream).require_grad();
-        let input = Input::Residual {
-            stream: stream.clone(),
-            batch: 1,
-            layer: 1,
-        };
+        let input = Input::residual(stream.clone(), 1, 1);
         let out = model.run(input, &RunOptions::default()).unwrap();
         let rows = out.stream.narrow(0, 0, ids.len() - 1);
         let losses = model.cross_entropy(rows, &ids[1..]).unwrap();
@@ -207,41 +200,84 @@ fn rms_norm() {
 }
 
 #[test]
+fn layer_norm() {
+    compare(4, [[67, 50], [1, 50], [1, 50]], |[x, w, b]| {
+        fused::layer_norm(x, w.squeeze_dim(0), b.squeeze_dim(0), 1e-5)
+    });
+}
+
+#[test]
 fn rotary() {
-    for pairs in [RotaryPairs::Interleaved, RotaryPairs::HalfSplit] {
-        for rotary_dim in [8, 6] {
-            let spec = RotarySpec {
-                time: 5,
-                start: 7,
-                d_head: 8,
-                rotary_dim,
-                base: 1000.0,
-                pairs,
-            };
-            compare(3, [[10, 24]], |[x]| fused::rotary(x, spec));
-        }
+    for turning in [8, 6] {
+        let frequencies: Vec<f64> = (0..turning / 2)
+            .map(|pair| 1000f64.powf(-2.0 * f64::from(pair) / f64::from(turning)))
+            .collect();
+        let spec = RotarySpec {
+            table: Arc::new(RotaryTable::new(12, &frequencies, 1.0)),
+            positions: (0..10).map(|row| 7 + row % 5).collect(),
+            d_head: 8,
+        };
+        compare(3, [[10, 24]], |[x]| fused::rotary(x, spec.clone()));
     }
 }
 
 #[test]
 fn attention() {
-    for (t, s) in [(70, 70), (1, 9), (5, 40), (130, 140)] {
+    for (window, softcap) in [(None, None), (Some(20), Some(1.5))] {
+        let spans = [(70, 70), (1, 9), (5, 40)];
         let spec = AttentionSpec {
-            batch: 2,
+            sequences: spans
+                .iter()
+                .map(|&(queries, keys)| Span { queries, keys })
+                .collect(),
             heads: 4,
             kv_heads: 2,
             d_head: 6,
             scale: 0.4,
+            window,
+            softcap,
         };
-        compare(5, [[2 * t, 24], [2 * s, 12], [2 * s, 12]], |[q, k, v]| {
-            fused::attention(q, k, v, spec)
+        compare(5, [[76, 24], [119, 12], [119, 12]], |[q, k, v]| {
+            fused::attention(q, k, v, spec.clone())
         });
     }
 }
 
 #[test]
-fn gated_silu() {
-    compare(6, [[40, 37], [40, 37]], |[g, u]| fused::gated_silu(g, u));
+fn activations() {
+    for kind in [
+        Activation::Silu,
+        Activation::Gelu,
+        Activation::GeluTanh,
+        Activation::Relu,
+    ] {
+        compare(6, [[40, 37], [40, 37]], |[g, u]| fused::gated(g, u, kind));
+        compare(7, [[40, 37]], |[x]| fused::activate(x, kind));
+    }
+}
+
+#[test]
+fn logits_of_every_family_are_those_of_the_processor() {
+    for family in [
+        "llama",
+        "mistral",
+        "gpt2",
+        "gpt_neox",
+        "gpt_neox_sequential",
+        "gemma2",
+        "gemma3_text",
+        "qwen2",
+        "qwen3",
+    ] {
+        let path = fixture("families").join(family);
+        let logits = |device: &Device| {
+            let model = Model::load(&path, device).unwrap();
+            let input = Input::batch(&[&[3, 11, 7, 20, 5, 8, 9, 30], &[9, 2, 14]]);
+            let site = Site::logits();
+            values(model.record(input, &[site], &[]).unwrap()[&site].clone())
+        };
+        assert_close(&logits(&gpu()), &logits(&Device::flex()), 1e-4);
+    }
 }
 
 #[test]
