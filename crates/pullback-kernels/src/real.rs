@@ -2,10 +2,12 @@
 
 use std::fmt::Debug;
 use std::iter::Sum;
+use std::mem::MaybeUninit;
 use std::ops::{AddAssign, MulAssign, SubAssign};
 
 use bytemuck::Pod;
 use num_traits::Float;
+use rayon::prelude::*;
 
 /// `f32`, in which models run, or `f64`, in which gradients are checked by finite differences.
 pub trait Real:
@@ -35,6 +37,31 @@ pub trait Real:
     /// The normal distribution function `Φ(self)`, in a form that vectorises for `f32`.
     #[must_use]
     fn normal_cdf(self) -> Self;
+}
+
+/// A vector that is written chunk by chunk, by all threads where there are several chunks, and never read before: memory
+/// that is first filled with zeros by one thread costs as much as a small operation itself.
+///
+/// # Safety
+/// `write`, called with the number of the chunk and its place, must write every element.
+pub(crate) unsafe fn written<T: Real>(
+    len: usize,
+    chunk: usize,
+    write: impl Fn(usize, &mut [MaybeUninit<T>]) + Sync,
+) -> Vec<T> {
+    let mut out = Vec::with_capacity(len);
+    let place = &mut out.spare_capacity_mut()[..len];
+    if len <= chunk {
+        write(0, place);
+    } else {
+        place
+            .par_chunks_mut(chunk)
+            .enumerate()
+            .for_each(|(number, place)| write(number, place));
+    }
+    // SAFETY: all elements are written, as the caller promises.
+    unsafe { out.set_len(len) };
+    out
 }
 
 impl Real for f32 {

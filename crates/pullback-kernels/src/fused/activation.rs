@@ -5,6 +5,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::Real;
+use crate::real::written;
 use crate::simd::vectorized;
 
 /// Elements worked on by one task.
@@ -94,18 +95,20 @@ macro_rules! for_kind {
 
 /// Forward: `f(x)`, elementwise.
 pub(super) fn forward<T: Real>(kind: Activation, x: &[T]) -> Vec<T> {
-    let mut out = vec![T::zero(); x.len()];
-    each(&mut out, x, |out, x| {
-        for_kind!(kind, K => vectorized(
-            #[inline(always)]
-            || {
-                for (out, &x) in out.iter_mut().zip(x) {
-                    *out = x * share(K, x);
-                }
-            },
-        ));
-    });
-    out
+    // SAFETY: the chunk and its part of `x` are equally long, so every element is written.
+    unsafe {
+        written(x.len(), CHUNK, |number, out| {
+            let x = &x[number * CHUNK..][..out.len()];
+            for_kind!(kind, K => vectorized(
+                #[inline(always)]
+                || {
+                    for (out, &x) in out.iter_mut().zip(x) {
+                        out.write(x * share(K, x));
+                    }
+                },
+            ));
+        })
+    }
 }
 
 /// Backward: `g ∘ f'(x)`.
@@ -137,18 +140,22 @@ fn each<T: Real>(out: &mut [T], x: &[T], work: impl Fn(&mut [T], &[T]) + Sync) {
 
 /// Forward of a gated layer: `f(gate) ∘ up`.
 pub(super) fn gated_forward<T: Real>(kind: Activation, gate: &[T], up: &[T]) -> Vec<T> {
-    let mut out = up.to_vec();
-    each(&mut out, gate, |out, gate| {
-        for_kind!(kind, K => vectorized(
-            #[inline(always)]
-            || {
-                for (out, &g) in out.iter_mut().zip(gate) {
-                    *out *= g * share(K, g);
-                }
-            },
-        ));
-    });
-    out
+    assert_eq!(gate.len(), up.len(), "gate and up differ in length");
+    // SAFETY: the chunk and its parts of `gate` and `up` are equally long, so every element is written.
+    unsafe {
+        written(gate.len(), CHUNK, |number, out| {
+            let gate = &gate[number * CHUNK..][..out.len()];
+            let up = &up[number * CHUNK..][..out.len()];
+            for_kind!(kind, K => vectorized(
+                #[inline(always)]
+                || {
+                    for ((out, &g), &u) in out.iter_mut().zip(gate).zip(up) {
+                        out.write(u * (g * share(K, g)));
+                    }
+                },
+            ));
+        })
+    }
 }
 
 /// Backward of a gated layer: gradients of the gate and of the other factor.

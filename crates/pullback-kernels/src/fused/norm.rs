@@ -5,6 +5,7 @@
 use rayon::prelude::*;
 
 use crate::Real;
+use crate::real::written;
 use crate::simd::vectorized;
 
 /// Rows worked on by one task.
@@ -90,23 +91,24 @@ pub(super) fn sum_rows<T: Real>(x: &[T], d: usize) -> Vec<T> {
 /// Forward: `x [n, d]`, `weight [d]` → `[n, d]`.
 pub(super) fn forward<T: Real>(x: &[T], weight: &[T], eps: f64) -> Vec<T> {
     let d = weight.len();
-    let mut out = vec![T::zero(); x.len()];
-    out.par_chunks_mut(ROWS * d)
-        .zip(x.par_chunks(ROWS * d))
-        .for_each(|(out, x)| {
+    assert!(x.len().is_multiple_of(d), "rows are not {d} wide");
+    // SAFETY: chunks are whole rows, and every element of a row is written.
+    unsafe {
+        written(x.len(), ROWS * d, |number, out| {
+            let x = &x[number * ROWS * d..][..out.len()];
             vectorized(
                 #[inline(always)]
                 || {
                     for (out, x) in out.chunks_exact_mut(d).zip(x.chunks_exact(d)) {
                         let scale = inverse_rms(x, eps);
                         for ((out, &x), &w) in out.iter_mut().zip(x).zip(weight) {
-                            *out = x * scale * w;
+                            out.write(x * scale * w);
                         }
                     }
                 },
             );
-        });
-    out
+        })
+    }
 }
 
 /// Backward in `x`: with `s` the inverse root mean square and `h = g ∘ w`,

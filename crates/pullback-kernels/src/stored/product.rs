@@ -11,14 +11,15 @@ use rayon::prelude::*;
 use super::StoredMatrix;
 use super::decode::{decode_row, with_blocks};
 use super::lanes::{LANES, Lanes, OnLanes, Piece, on_widest};
-use crate::{Matrix, MatrixMut, Real, Threads, matmul};
+use crate::{Matrix, MatrixMut, Real, Threads, matmul, product};
 
 /// Up to this many rows of `x`, `W` is decoded row by row.
 const FEW_ROWS: usize = 16;
 /// Elements of `W` below which starting threads costs more than they save.
 const SMALL: usize = 1 << 18;
-/// Elements of `W` in a decoded block: 1 MiB in `f32`, half of a second-level cache of today.
-const BLOCK: usize = 1 << 18;
+/// Elements of `W` in a decoded block, 8 MiB in `f32`: a layer's matrix of a small model at once, so that the other operand
+/// is packed once for the product.
+const BLOCK: usize = 1 << 21;
 /// How far ahead of their use weights are asked for, in bytes.
 const AHEAD: usize = 2048;
 #[cfg(target_arch = "x86_64")]
@@ -43,9 +44,24 @@ pub fn linear<T: Real>(x: &[T], weight: &StoredMatrix) -> Vec<T> {
         x.len()
     );
     let n = x.len() / columns;
+    if n > FEW_ROWS && weight.rows() * columns <= BLOCK {
+        let x = Matrix::new(x, n, columns, columns);
+        return whole(weight, |block| {
+            let block = Matrix::new(block, weight.rows(), columns, columns);
+            product(x, block.transposed(), Threads::All)
+        });
+    }
     let mut out = vec![T::zero(); n * weight.rows()];
     linear_into(&mut out, x, weight);
     out
+}
+
+/// What `body` makes of all values of `weight`, decoded where they have to be.
+fn whole<T: Real>(weight: &StoredMatrix, body: impl FnOnce(&[T]) -> Vec<T>) -> Vec<T> {
+    match weight.in_place() {
+        Some(values) => body(values),
+        None => body(&weight.to_vec()),
+    }
 }
 
 /// `x Wᵀ` into `out [n, rows]`, whatever it holds.
@@ -79,7 +95,15 @@ pub(crate) fn linear_into<T: Real>(out: &mut [T], x: &[T], weight: &StoredMatrix
 
 /// `g W`: `g [n, rows]` → `[n, columns]`, the backward pass of [`linear`] in `x`.
 pub(crate) fn backward_input<T: Real>(grad: &[T], weight: &StoredMatrix) -> Vec<T> {
-    let mut out = vec![T::zero(); grad.len() / weight.rows() * weight.columns()];
+    let (d_out, d_in) = (weight.rows(), weight.columns());
+    let n = grad.len() / d_out;
+    if n > 0 && d_out * d_in <= BLOCK {
+        let grad = Matrix::new(grad, n, d_out, d_out);
+        return whole(weight, |block| {
+            product(grad, Matrix::new(block, d_out, d_in, d_in), Threads::All)
+        });
+    }
+    let mut out = vec![T::zero(); n * d_in];
     backward_input_into(&mut out, grad, weight);
     out
 }
