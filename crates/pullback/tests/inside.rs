@@ -293,7 +293,7 @@ fn patching_tells_where_the_answer_comes_from() {
         let first = ["--tokens", "5,7,11,3", "--answer", "#9", "--versus", "#4"];
         first.into_iter().chain(more.iter().copied()).collect()
     };
-    let corrupted = "The sea is";
+    let corrupted = "The sea is calm";
     let ids = place.json("run", &["--prompt", corrupted, "--lens"])["ids"].clone();
     let count = ids.as_array().unwrap().len();
     let heads = place.json("inspect", &[])["heads"].as_u64().unwrap();
