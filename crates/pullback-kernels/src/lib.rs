@@ -21,5 +21,5 @@ pub mod stored;
 pub use map::map_file;
 pub use matmul::{Matrix, MatrixMut, Threads, matmul, product};
 pub use real::Real;
-pub use simd::vectorized;
+pub use simd::{on_threads, vectorized};
 pub use stored::{Format, StoredError, StoredMatrix};

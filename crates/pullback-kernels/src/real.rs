@@ -39,6 +39,49 @@ pub trait Real:
     fn normal_cdf(self) -> Self;
 }
 
+/// Lanes of a reduction: partial results in as many, so that the compiler can use vectors.
+const LANES: usize = 32;
+
+/// The largest of some numbers, `-inf` of none.
+#[inline(always)]
+pub(crate) fn largest<T: Real>(x: &[T]) -> T {
+    let mut tops = [T::neg_infinity(); LANES];
+    let chunks = x.chunks_exact(LANES);
+    for (top, &x) in tops.iter_mut().zip(chunks.remainder()) {
+        *top = x;
+    }
+    for chunk in chunks {
+        for (top, &x) in tops.iter_mut().zip(chunk) {
+            *top = if x > *top { x } else { *top };
+        }
+    }
+    let mut top = T::neg_infinity();
+    for x in tops {
+        top = if x > top { x } else { top };
+    }
+    top
+}
+
+/// The sum of some numbers, in partial sums whose order does not depend on anything but their count.
+#[inline(always)]
+pub(crate) fn total<T: Real>(x: &[T]) -> T {
+    let mut sums = [T::zero(); LANES];
+    let chunks = x.chunks_exact(LANES);
+    for (sum, &x) in sums.iter_mut().zip(chunks.remainder()) {
+        *sum = x;
+    }
+    for chunk in chunks {
+        for (sum, &x) in sums.iter_mut().zip(chunk) {
+            *sum += x;
+        }
+    }
+    let mut total = T::zero();
+    for sum in sums {
+        total += sum;
+    }
+    total
+}
+
 /// A vector that is written chunk by chunk, by all threads where there are several chunks, and never read before: memory
 /// that is first filled with zeros by one thread costs as much as a small operation itself.
 ///
@@ -85,15 +128,15 @@ impl Real for f32 {
         // Adding and subtracting 1.5·2²³ rounds to the nearest integer without a library call.
         const ROUND: f32 = 12_582_912.0;
         let x = self.clamp(-87.3, 88.7);
-        let n = (x * LOG2_E + ROUND) - ROUND;
-        let r = (x - n * LN2_HIGH) - n * LN2_LOW;
-        let mut p = 1.987_569_1e-4;
-        p = p * r + 1.398_199_9e-3;
-        p = p * r + 8.333_452e-3;
-        p = p * r + 4.166_579_6e-2;
-        p = p * r + 1.666_666_5e-1;
-        p = p * r + 5.000_000_1e-1;
-        let y = p * r * r + r + 1.0;
+        let n = x.mul_add(LOG2_E, ROUND) - ROUND;
+        let r = n.mul_add(-LN2_LOW, n.mul_add(-LN2_HIGH, x));
+        let mut p = 1.987_569_1e-4_f32;
+        p = p.mul_add(r, 1.398_199_9e-3);
+        p = p.mul_add(r, 8.333_452e-3);
+        p = p.mul_add(r, 4.166_579_6e-2);
+        p = p.mul_add(r, 1.666_666_5e-1);
+        p = p.mul_add(r, 5.000_000_1e-1);
+        let y = (p * r).mul_add(r, r) + 1.0;
         // Two factors, so that neither exponent overflows at the ends of the range.
         let half = (n as i32) >> 1;
         let rest = n as i32 - half;

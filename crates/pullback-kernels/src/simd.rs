@@ -14,3 +14,9 @@ static ARCH: LazyLock<Arch> = LazyLock::new(Arch::new);
 pub fn vectorized<R>(body: impl FnOnce() -> R) -> R {
     ARCH.dispatch(body)
 }
+
+/// Runs `body` on one of the threads that share the work. Called from any other thread, each parallel operation wakes
+/// them, sleeps, and is woken again; for the hundreds of short ones that make a token this costs as much as the work.
+pub fn on_threads<R: Send>(body: impl FnOnce() -> R + Send) -> R {
+    rayon::scope(|_| body())
+}

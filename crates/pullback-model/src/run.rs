@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor};
-use pullback_kernels::fused::{composed, cross_entropy, cross_entropy_stored};
+use pullback_kernels::fused::{composed, cross_entropy, cross_entropy_stored, is_fused};
+use pullback_kernels::on_threads;
 
 use crate::block::{BlockRun, normalised};
 use crate::cache::KeyValueCache;
@@ -235,6 +236,10 @@ impl Model {
             });
         }
         let to_the_end = options.stop_at.is_none();
+        let lifted = match &input {
+            Input::Residual { stream, .. } => stream.device().is_autodiff(),
+            Input::Tokens { .. } => self.device().is_autodiff(),
+        };
         let rows = self.rows_of(&input, cache.as_deref())?;
         let positions: Arc<[u32]> = rows.positions().map(|p| p as u32).collect();
         let longest = rows
@@ -266,15 +271,24 @@ impl Model {
             pass.check_all_act()?;
         }
         let added: Vec<usize> = pass.rows.sequences().iter().map(|&(_, new)| new).collect();
-        let halted = self.through(
-            input,
-            options,
-            &mut pass,
-            cache.as_deref_mut(),
-            how,
-            last,
-            longest,
-        );
+        let mut run = || {
+            self.through(
+                input,
+                options,
+                &mut pass,
+                cache.as_deref_mut(),
+                how,
+                last,
+                longest,
+            )
+        };
+        // Graphs of gradients belong to the thread that asks for them.
+        let with_gradients = options.device.as_ref().is_some_and(Device::is_autodiff) || lifted;
+        let halted = if with_gradients || !is_fused(self.device()) {
+            run()
+        } else {
+            on_threads(run)
+        };
         let (stream, logits) = match halted {
             Ok((stream, logits)) => (Some(stream), logits),
             Err(Halt::Done) => (None, None),

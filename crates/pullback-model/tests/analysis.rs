@@ -174,7 +174,7 @@ fn contributions_sum_to_the_logit_in_every_family() {
             assert!(largest.fold(0.0, f64::max) > 1e-2, "{family}");
             let count = |keep: fn(&Part) -> bool| {
                 let parts = sum.contributions.iter().map(|c| c.part);
-                parts.filter(|part| keep(part)).count()
+                parts.filter(keep).count()
             };
             assert_eq!(
                 count(|part| matches!(part, Part::Head { .. })),

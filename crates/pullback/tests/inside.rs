@@ -293,10 +293,12 @@ fn patching_tells_where_the_answer_comes_from() {
         let first = ["--tokens", "5,7,11,3", "--answer", "#9", "--versus", "#4"];
         first.into_iter().chain(more.iter().copied()).collect()
     };
-    // The other prompt is a text; ids of two texts of one length come from the tokenizer.
-    let corrupted = "The sea is";
+    let corrupted = "The sea is calm";
     let ids = place.json("run", &["--prompt", corrupted, "--lens"])["ids"].clone();
     let count = ids.as_array().unwrap().len();
+    let heads = place.json("inspect", &[])["heads"].as_u64().unwrap();
+    let heads = usize::try_from(heads).unwrap();
+    assert_ne!(count, heads);
     let same: Vec<String> = (0..count).map(|i| (i + 3).to_string()).collect();
     let same = same.join(",");
     let clean = [
@@ -331,10 +333,8 @@ fn patching_tells_where_the_answer_comes_from() {
                 assert!((share - (raw - low) / (high - low)).abs() < 1e-6);
             }
         }
-        if kind == "resid_pre" {
-            // Above the last block's attention nothing but the last position counts, but before it others may.
-            assert_eq!(numbers(&normalised[0]).len(), count);
-        }
+        let columns = if by == "head" { heads } else { count };
+        assert!(normalised.iter().all(|row| numbers(row).len() == columns));
         assert!(place.path(&plot).exists());
     }
     let told = place.text("run", &clean);

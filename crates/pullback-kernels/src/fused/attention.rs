@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
+use crate::real::{largest, total};
 use crate::simd::vectorized;
+use crate::sparse::dot;
 use crate::{Matrix, MatrixMut, Real, Threads, matmul};
 
 /// Queries in a block.
@@ -155,18 +157,11 @@ fn weights<T: Real>(
                 let (first, end) = spec.visible(position + row);
                 let (seen, later) = scores.split_at_mut(end - block.first_key);
                 let (earlier, seen) = seen.split_at_mut(first - block.first_key);
-                let mut top = T::neg_infinity();
-                for &x in seen.iter() {
-                    top = if x > top { x } else { top };
-                }
+                let top = largest(seen);
                 for x in seen.iter_mut() {
                     *x = ((*x - top) * factor).exp_vector();
                 }
-                let mut total = T::zero();
-                for &x in seen.iter() {
-                    total += x;
-                }
-                let inverse = total.recip();
+                let inverse = total(seen).recip();
                 for x in seen.iter_mut() {
                     *x *= inverse;
                 }
@@ -298,7 +293,7 @@ fn single<T: Real>(place: Place, q: &[T], k: &[T], v: &[T], spec: &AttentionSpec
             #[inline(always)]
             || {
                 for (score, key) in scores.iter_mut().zip(k.chunks(kv_width)) {
-                    *score = crate::sparse::dot(q, &key[..d]);
+                    *score = dot(q, &key[..d]);
                 }
             },
         );
@@ -406,11 +401,7 @@ pub(super) fn backward<T: Real>(
                     || {
                         for row in 0..rows {
                             let of_row = row * width..row * width + d;
-                            let shift: T = grad_rows[of_row.clone()]
-                                .iter()
-                                .zip(&out_rows[of_row])
-                                .map(|(&g, &o)| g * o)
-                                .sum();
+                            let shift: T = dot(&grad_rows[of_row.clone()], &out_rows[of_row]);
                             let of_row = row * columns..(row + 1) * columns;
                             let ds = &mut ds[of_row.clone()];
                             for (ds, &p) in ds.iter_mut().zip(&p[of_row.clone()]) {

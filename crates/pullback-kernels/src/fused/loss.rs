@@ -3,6 +3,7 @@
 
 use rayon::prelude::*;
 
+use crate::real::largest;
 use crate::simd::vectorized;
 use crate::stored::product;
 use crate::{Matrix, MatrixMut, Real, StoredMatrix, Threads, matmul};
@@ -18,10 +19,7 @@ fn softmax_in_place<T: Real>(logits: &mut [T], d_vocab: usize) -> Vec<T> {
             vectorized(
                 #[inline(always)]
                 || {
-                    let mut top = T::neg_infinity();
-                    for &x in row.iter() {
-                        top = if x > top { x } else { top };
-                    }
+                    let top = largest(row);
                     // Sixteen partial sums: vectors, and an error that does not grow with the vocabulary.
                     let mut sums = [T::zero(); 16];
                     let mut chunks = row.chunks_exact_mut(16);

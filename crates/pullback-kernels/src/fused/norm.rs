@@ -7,6 +7,7 @@ use rayon::prelude::*;
 use crate::Real;
 use crate::real::written;
 use crate::simd::vectorized;
+use crate::sparse::dot;
 
 /// Rows worked on by one task.
 const ROWS: usize = 64;
@@ -126,13 +127,10 @@ pub(super) fn backward_input<T: Real>(x: &[T], weight: &[T], grad: &[T], eps: f6
                     let rows = out.chunks_exact_mut(d).zip(x.chunks_exact(d));
                     for ((out, x), grad) in rows.zip(grad.chunks_exact(d)) {
                         let scale = inverse_rms(x, eps);
-                        let mut dot = T::zero();
                         for i in 0..d {
                             out[i] = grad[i] * weight[i];
                         }
-                        for (&h, &x) in out.iter().zip(x) {
-                            dot += h * x;
-                        }
+                        let dot: T = dot(out, x);
                         let pull = dot * scale * scale * scale / T::of(d as f64);
                         for (out, &x) in out.iter_mut().zip(x) {
                             *out = *out * scale - x * pull;

@@ -6,6 +6,7 @@ use anyhow::bail;
 use pullback_model::analysis::{PatchGrid, Patcher};
 use pullback_model::{Intervention, Model};
 use pullback_report::Markup;
+use pullback_report::number::fixed;
 use pullback_report::plot::{Caption, Colours, HeatCell, HeatMap, HeatRow};
 use pullback_report::text::token_plain;
 use serde_json::json;
@@ -23,8 +24,8 @@ struct Found<'a> {
     grid: PatchGrid,
     /// The share of the difference that each patch brings back.
     shares: Vec<Vec<f64>>,
-    /// What stands above the columns.
-    columns: Vec<String>,
+    /// What stands above the columns: the clean token or the head, and the corrupted token where it is another.
+    columns: Vec<(String, String)>,
 }
 
 pub(super) fn run(
@@ -64,6 +65,7 @@ pub(super) fn run(
         stage.set(done as u64);
         !app.control.is_interrupted()
     })?;
+    stage.set(model.config().n_layers as u64);
     stage.finish();
     let share = |&metric: &f64| patcher.normalised(metric).unwrap_or(f64::NAN);
     let shares: Vec<Vec<f64>> = grid
@@ -71,21 +73,19 @@ pub(super) fn run(
         .iter()
         .map(|row| row.iter().map(share).collect())
         .collect();
-    let columns = if place.by_head() {
-        (0..patcher.width())
-            .map(|head| format!("head {head}"))
+    let texts = |ids: &[u32]| -> Vec<String> {
+        token::texts(model, ids)
+            .iter()
+            .map(|text| token_plain(text))
             .collect()
+    };
+    let columns = if place.by_head() {
+        let heads = (0..patcher.width()).map(|head| format!("head {head}"));
+        heads.map(|head| (head, String::new())).collect()
     } else {
-        let pairs = clean.iter().zip(corrupted);
-        let text = |id: &u32| model.tokenizer().token_text(*id);
+        let pairs = texts(clean).into_iter().zip(texts(corrupted));
         pairs
-            .map(|(a, b)| {
-                if a == b {
-                    text(a)
-                } else {
-                    format!("{}/{}", text(a), text(b))
-                }
-            })
+            .map(|(a, b)| if a == b { (a, String::new()) } else { (a, b) })
             .collect()
     };
     let found = Found {
@@ -107,9 +107,9 @@ pub(super) fn run(
             "A row a block and a column a position or head: the share of the difference that the patch brings back.",
         );
         let note = format!(
-            "{about}: {:.3} clean (1), {:.3} corrupted (0).",
-            patcher.clean_metric(),
-            patcher.corrupted_metric()
+            "{about}: {} clean (1), {} corrupted (0).",
+            fixed(patcher.clean_metric(), 3),
+            fixed(patcher.corrupted_metric(), 3)
         );
         let prompts = [clean, corrupted].map(|ids| token::texts(model, ids).concat());
         let prompts = format!("clean: {}; corrupted: {}", prompts[0], prompts[1]);
@@ -160,14 +160,23 @@ impl Found<'_> {
                     strip.clone().map(|p| format!("{p:<CELL$}")).collect(),
                 );
             }
-            let heads = self.columns[strip.clone()].iter();
-            let heads = heads.map(|column| token::cell(&token_plain(column), CELL));
-            line("", heads.collect());
+            let columns = &self.columns[strip.clone()];
+            let cut = |text: &String| token::cell(text, CELL);
+            let label = if self.grid.place.by_head() {
+                ""
+            } else {
+                "clean"
+            };
+            line(label, columns.iter().map(|(clean, _)| cut(clean)).collect());
+            if columns.iter().any(|(_, corrupted)| !corrupted.is_empty()) {
+                let corrupted = columns.iter().map(|(_, corrupted)| cut(corrupted));
+                line("corrupted", corrupted.collect());
+            }
             for (layer, shares) in self.shares.iter().enumerate() {
                 let cells = shares[strip.clone()].iter();
                 let cells = cells.map(|&share| {
                     let shade = shade(share);
-                    token::cell(&format!("{share:>5.2} {shade}{shade}"), CELL)
+                    token::cell(&format!("{:>5} {shade}{shade}", fixed(share, 2)), CELL)
                 });
                 line(&format!("block {layer}"), cells.collect());
             }
@@ -185,6 +194,16 @@ impl Found<'_> {
         };
         // One is the whole effect; a patch may have more, and all may have little.
         let full = all().fold(1.0_f64, |most, share| most.max(share.abs()));
+        let columns: Vec<String> = self
+            .columns
+            .iter()
+            .map(|(clean, corrupted)| match corrupted.as_str() {
+                "" => clean.clone(),
+                corrupted => format!("{clean} / {corrupted}"),
+            })
+            .collect();
+        let longest = columns.iter().map(|column| column.chars().count()).max();
+        let longest = longest.unwrap_or(0);
         let metrics = &self.grid.metrics;
         let rows = self.shares.iter().zip(metrics).enumerate();
         let rows = rows.map(|(layer, (shares, metrics))| HeatRow {
@@ -194,22 +213,18 @@ impl Found<'_> {
                 .zip(metrics)
                 .map(|(&value, metric)| HeatCell {
                     value,
-                    text: format!("{value:.2}"),
+                    text: fixed(value, 2),
                     detail: format!("share {value:.4}, difference of the logits {metric:.4}"),
                 })
                 .collect(),
         });
         HeatMap {
             caption: caption.clone(),
-            columns: self
-                .columns
-                .iter()
-                .map(|column| token_plain(column))
-                .collect(),
+            columns,
             rows: rows.collect(),
             colours: Colours::AboutZero(full),
             value_name: "share brought back".to_owned(),
-            cell_width: 66.0,
+            cell_width: (8.0 + 7.2 * longest as f64).clamp(58.0, 130.0),
         }
         .draw()
     }
