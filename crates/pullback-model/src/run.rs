@@ -389,8 +389,7 @@ impl Model {
         }
         if total == 0 || lengths.iter().sum::<usize>() != total {
             return problem(format!(
-                "{total} {what} do not divide into {} sequences of one length",
-                lengths.len()
+                "{total} {what} do not divide into sequences of {lengths:?}"
             ));
         }
         // A sequence of a cache may stand still.

@@ -8,8 +8,15 @@ use crate::simd::vectorized;
 use crate::stored::product;
 use crate::{Matrix, MatrixMut, Real, StoredMatrix, Threads, matmul};
 
-/// Rows whose logits stand in memory together: 128 × 49,152 logits are 25 MB.
-const ROWS: usize = 128;
+/// Logits that stand in memory together, 64 MiB in `f32`: few enough for memory, and rows enough that packing the
+/// unembedding for each part costs little.
+const LOGITS: usize = 1 << 24;
+
+/// How many of `n` rows are worked on together, in parts of one size.
+fn rows_at_once(n: usize, d_vocab: usize) -> usize {
+    let most = (LOGITS / d_vocab.max(1)).max(1);
+    n.div_ceil(n.div_ceil(most).max(1)).max(1)
+}
 
 /// Turns each row of logits into probabilities and returns `log Σ e^logit` per row.
 fn softmax_in_place<T: Real>(logits: &mut [T], d_vocab: usize) -> Vec<T> {
@@ -127,9 +134,10 @@ pub(super) fn forward<T: Real>(
     let d_vocab = unembed.d_vocab();
     let mut losses = Vec::with_capacity(n);
     let mut input_grad = vec![T::zero(); if want_input_grad { x.len() } else { 0 }];
-    let mut logits = vec![T::zero(); ROWS.min(n) * d_vocab];
-    for start in (0..n).step_by(ROWS) {
-        let rows = ROWS.min(n - start);
+    let at_once = rows_at_once(n, d_vocab);
+    let mut logits = vec![T::zero(); at_once * d_vocab];
+    for start in (0..n).step_by(at_once) {
+        let rows = at_once.min(n - start);
         let logits = &mut logits[..rows * d_vocab];
         unembed.logits_into(logits, &x[start * d..(start + rows) * d]);
         let targets = &targets[start..start + rows];
@@ -161,9 +169,10 @@ pub(super) fn backward_unembed<T: Real>(
     let d = x.len() / n.max(1);
     let d_vocab = unembed.len() / d.max(1);
     let mut out = vec![T::zero(); unembed.len()];
-    let mut logits = vec![T::zero(); ROWS.min(n) * d_vocab];
-    for start in (0..n).step_by(ROWS) {
-        let rows = ROWS.min(n - start);
+    let at_once = rows_at_once(n, d_vocab);
+    let mut logits = vec![T::zero(); at_once * d_vocab];
+    for start in (0..n).step_by(at_once) {
+        let rows = at_once.min(n - start);
         let logits = &mut logits[..rows * d_vocab];
         let x = Matrix::new(&x[start * d..], rows, d, d);
         matmul(
