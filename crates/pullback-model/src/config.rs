@@ -101,6 +101,10 @@ pub enum Norm {
 
 /// Sizes and constants of a decoder-only language model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each says whether the family has a part"
+)]
 pub struct ModelConfig {
     /// The name that the file gives the model, or that of the file or directory.
     pub name: String,

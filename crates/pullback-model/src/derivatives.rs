@@ -91,7 +91,7 @@ impl Model {
         let mut leaves = HashMap::new();
         let mut all = interventions.to_vec();
         for &site in at {
-            let dims = shapes.get(&site).map_or([0, 0], |x| x.dims());
+            let dims = shapes.get(&site).map_or([0, 0], Tensor::dims);
             let leaf = Tensor::<2>::zeros(dims, (&device, self.dtype())).require_grad();
             all.push(Intervention::new(site, Arc::new(Offset(leaf.clone()))));
             leaves.insert(site, leaf);

@@ -68,6 +68,10 @@ const KEYS: Keys = Keys {
 type Names = &'static [(W, &'static str, Part)];
 
 /// One row of the table.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each says whether the family has a part"
+)]
 pub(crate) struct Family {
     /// What we call it.
     pub(crate) name: &'static str,

@@ -50,7 +50,7 @@ pub struct ModelFiles {
 enum Source {
     Gguf(Arc<Gguf>),
     HuggingFace(HuggingFaceFiles),
-    Llama2c(Llama2c),
+    Llama2c(Box<Llama2c>),
 }
 
 impl Source {
@@ -356,7 +356,7 @@ impl ModelFiles {
         let config = file.config().clone();
         let tokenizer = file.tokenizer()?;
         check_vocabulary(path, &tokenizer, &config)?;
-        let source = Source::Llama2c(file);
+        let source = Source::Llama2c(Box::new(file));
         check_tensors(path, &config, &source)?;
         Ok(Self {
             config,

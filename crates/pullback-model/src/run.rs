@@ -271,7 +271,7 @@ impl Model {
             pass.check_all_act()?;
         }
         let added: Vec<usize> = pass.rows.sequences().iter().map(|&(_, new)| new).collect();
-        let mut run = || {
+        let run = || {
             self.through(
                 input,
                 options,

@@ -101,7 +101,7 @@ fn expanded_weights_give_the_numbers_of_stored_ones() {
     use pullback_model::{Input, ModelFiles, Site, Weights};
 
     for (_, files) in FAMILIES {
-        for file in *files {
+        for file in files {
             let path = family_path(file);
             let [stored, expanded] = [Weights::AsStored, Weights::Expanded].map(|weights| {
                 let files = ModelFiles::open(&path).unwrap();

@@ -209,6 +209,20 @@ fn scores_and_patterns_in_the_open_change_nothing() {
     }
 }
 
+/// Writes large scores wherever there is a zero, which is what hidden keys show.
+struct Everywhere;
+
+impl Edit for Everywhere {
+    fn apply(&self, x: Tensor<2>, _rows: &Rows) -> Tensor<2> {
+        let hidden = x.clone().equal_elem(0.0);
+        x.mask_fill(hidden, 50.0)
+    }
+
+    fn describe(&self) -> String {
+        "large scores".to_owned()
+    }
+}
+
 #[test]
 fn what_an_edit_writes_at_hidden_keys_is_not_used() {
     let model = family("mistral");
@@ -216,21 +230,9 @@ fn what_an_edit_writes_at_hidden_keys_is_not_used() {
     let width = {
         let scores = model.record(Input::tokens(TEXTS[0]), &[at], &[]).unwrap();
         let scores = &scores[&at];
-        assert!(values(scores).iter().any(|x| *x == f32::NEG_INFINITY));
+        assert!(values(scores).contains(&f32::NEG_INFINITY));
         scores.dims()[1]
     };
-    struct Everywhere;
-    impl Edit for Everywhere {
-        fn apply(&self, x: Tensor<2>, _rows: &Rows) -> Tensor<2> {
-            // Zero is what hidden keys show.
-            let hidden = x.clone().equal_elem(0.0);
-            x.mask_fill(hidden, 50.0)
-        }
-
-        fn describe(&self) -> String {
-            "large scores".to_owned()
-        }
-    }
     let edit = Intervention::new(at, Arc::new(Everywhere));
     let logits = Site::logits();
     let clean = record(&model, Input::tokens(TEXTS[0]), logits, &[]);

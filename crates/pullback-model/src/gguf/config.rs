@@ -195,7 +195,7 @@ fn rotary(
     }
     let factors = gguf.tensor(ROPE_FACTORS);
     let scaling = match (kind, factor, factors) {
-        (None | Some("none"), None, None) | (Some("linear"), None, None) => RopeScaling::None,
+        (None | Some("none" | "linear"), None, None) => RopeScaling::None,
         (None | Some("linear"), Some(factor), None) => RopeScaling::Linear { factor },
         (None | Some("none"), None, Some(record)) => {
             if record.shape != [dim / 2] {
