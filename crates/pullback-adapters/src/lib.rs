@@ -1,9 +1,9 @@
 //! Learned changes of a model, and what they mean in the basis of a dictionary.
 //!
 //! - [`ResidualAdapter`]: `x ↦ x + W_out·act(W_in x + b_in)` at a site of the residual stream.
-//! - [`train`]: trains one on question-answer [`Pair`]s by gradient through the layers above the site.
+//! - [`train()`]: trains one on question-answer [`Pair`]s by gradient through the layers above the site.
 //! - [`Pullback`]: the adapter's matrices read through a dictionary.
-//! - [`explain`]: measures what each feature's activation really does, compares it with the linear
+//! - [`explain()`]: measures what each feature's activation really does, compares it with the linear
 //!   prediction and picks the features that changed most.
 
 mod error;

@@ -1,7 +1,7 @@
 //! Sparse dictionaries: kinds, training, formats, metrics, feature pages.
 //!
 //! - [`Dictionary`]: everything with an encoder and a decoder; its codes are [`SparseCodes`].
-//! - [`TopKSae`]: the TopK sparse autoencoder; [`train`] makes one from an activation store.
+//! - [`TopKSae`]: the TopK sparse autoencoder; [`train()`] makes one from an activation store.
 //! - [`saelens`]: the SAELens layout on disk.
 //! - [`metrics`]: explained variance, L0, density; [`cross_entropy_score`] with the model.
 //! - [`FeaturePages`]: top activating examples and logit weights of chosen features.
