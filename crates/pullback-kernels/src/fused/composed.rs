@@ -114,7 +114,11 @@ pub fn attention(q: Tensor<2>, k: Tensor<2>, v: Tensor<2>, spec: &AttentionSpec)
 pub fn activate(x: Tensor<2>, kind: Activation) -> Tensor<2> {
     match kind {
         Activation::Silu => activation::silu(x),
-        Activation::Gelu => activation::gelu(x),
+        // Not `activation::gelu`: on some devices its gradient is that of the approximation by tanh.
+        Activation::Gelu => {
+            let share = (x.clone() * std::f64::consts::FRAC_1_SQRT_2).erf() + 1.0;
+            x * share * 0.5
+        }
         Activation::GeluTanh => {
             let cubic = x.clone().powi_scalar(3) * 0.044_715;
             let root = std::f64::consts::FRAC_2_SQRT_PI * std::f64::consts::FRAC_1_SQRT_2;
