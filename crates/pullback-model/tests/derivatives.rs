@@ -228,20 +228,20 @@ fn what_has_no_derivative_says_so() {
         message.contains("the direction at blocks.0.hook_resid_post has the shape"),
         "{message}"
     );
-    let edit = Intervention::new(
-        "0.mlp_out".parse().unwrap(),
-        Arc::new(Add(numbers([8, width], 0.0))),
-    );
+    let add = |at: Site| Intervention::new(at, Arc::new(Add(numbers([8, width], 0.0))));
+    let message = run(numbers([8, width], 0.0), &[add(Site::resid_post(1))]);
     assert!(
-        !run(
-            numbers([8, width], 0.0),
-            &[Intervention::new(
-                Site::resid_post(1),
-                Arc::new(Add(numbers([8, width], 0.0)))
-            )]
-        )
-        .is_empty()
+        message.contains("at blocks.1.hook_resid_post has no forward derivative"),
+        "{message}"
     );
     // Before the direction nothing moves, so an edit there needs no derivative.
-    let _ = edit;
+    let before = add("0.mlp_out".parse().unwrap());
+    let out = model.jvp(
+        texts(),
+        site,
+        numbers([8, width], 0.0),
+        &[Site::logits()],
+        &[before],
+    );
+    assert!(out.is_ok());
 }
