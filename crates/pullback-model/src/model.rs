@@ -379,7 +379,7 @@ impl Model {
             .next_power_of_two()
             .max(128)
             .min(self.config().n_ctx.max(positions));
-        let table = Arc::new(RotaryTable::new(size, &rotary.frequencies(local), 1.0));
+        let table = Arc::new(RotaryTable::new(size, &rotary.frequencies(local)));
         *slot = Some(Arc::clone(&table));
         Some(table)
     }

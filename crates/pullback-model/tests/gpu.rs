@@ -213,7 +213,7 @@ fn rotary() {
             .map(|pair| 1000f64.powf(-2.0 * f64::from(pair) / f64::from(turning)))
             .collect();
         let spec = RotarySpec {
-            table: Arc::new(RotaryTable::new(12, &frequencies, 1.0)),
+            table: Arc::new(RotaryTable::new(12, &frequencies)),
             positions: (0..10).map(|row| 7 + row % 5).collect(),
             d_head: 8,
         };

@@ -22,16 +22,15 @@ pub struct RotaryTable {
 }
 
 impl RotaryTable {
-    /// The table of `positions` positions; pair `i` turns by `position · frequencies[i]` radians. `scale` multiplies
-    /// cosines and sines (1 but for context extensions that ask for it).
-    pub fn new(positions: usize, frequencies: &[f64], scale: f64) -> Self {
+    /// The table of `positions` positions; pair `i` turns by `position · frequencies[i]` radians.
+    pub fn new(positions: usize, frequencies: &[f64]) -> Self {
         let mut cosines = Vec::with_capacity(positions * frequencies.len());
         let mut sines = Vec::with_capacity(positions * frequencies.len());
         for position in 0..positions {
             for frequency in frequencies {
                 let (sin, cos) = (position as f64 * frequency).sin_cos();
-                cosines.push(cos * scale);
-                sines.push(sin * scale);
+                cosines.push(cos);
+                sines.push(sin);
             }
         }
         Self {

@@ -102,7 +102,7 @@ fn turning(positions: &[u32], d_head: usize, turning: usize, base: f64) -> Rotar
         .collect();
     let last = positions.iter().max().unwrap();
     RotarySpec {
-        table: Arc::new(RotaryTable::new(*last as usize + 1, &frequencies, 1.0)),
+        table: Arc::new(RotaryTable::new(*last as usize + 1, &frequencies)),
         positions: Arc::from(positions),
         d_head,
     }
