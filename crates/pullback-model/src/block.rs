@@ -197,17 +197,18 @@ struct ByHead {
 }
 
 impl ByHead {
-    /// As the sites have it: `[rows, heads·keys]`, the keys of shorter sequences filled up with zeros.
-    fn flat(&self, most: usize) -> Flow {
+    /// As the sites have it: `[rows, heads·keys]`, the keys of shorter sequences filled up with `filling`.
+    fn flat(&self, most: usize, filling: f64) -> Flow {
         let flat = |parts: &[Tensor<3>]| {
             let parts = parts.iter().map(|part| {
                 let [heads, queries, keys] = part.dims();
                 let part = if keys < most {
-                    let zeros = Tensor::zeros(
+                    let rest = Tensor::full(
                         [heads, queries, most - keys],
+                        filling,
                         (&part.device(), part.dtype()),
                     );
-                    Tensor::cat(vec![part.clone(), zeros], 2)
+                    Tensor::cat(vec![part.clone(), rest], 2)
                 } else {
                     part.clone()
                 };
@@ -335,12 +336,13 @@ fn attend_openly(
             let hide = |x: Tensor<3>| x.mask_fill(masks[i].clone(), 0.0);
             (hide(x), dx.map(hide))
         });
-        let padding = ByHead {
+        let hidden = ByHead {
             x: masks.iter().map(|mask| mask.clone().float()).collect(),
             dx: None,
         };
-        let hidden = hidden_and_padding(&padding, &spans, most);
-        let flat = pass.tap_as(layer, Place::Scores, seen.flat(most), |x| {
+        // Keys that do not exist are hidden too.
+        let hidden = hidden.flat(most, 1.0).x;
+        let flat = pass.tap_as(layer, Place::Scores, seen.flat(most, 0.0), |x| {
             let mask = hidden.clone().greater_elem(0.5);
             x.mask_fill(mask, f32::NEG_INFINITY)
         })?;
@@ -356,7 +358,7 @@ fn attend_openly(
         (weights, slope)
     });
     if pass.wants(layer, Place::Pattern) {
-        let flat = pass.tap(layer, Place::Pattern, weights.flat(most))?;
+        let flat = pass.tap(layer, Place::Pattern, weights.flat(most, 0.0))?;
         weights = ByHead::from_flat(flat, spec, most);
     }
     let mixed = weights.map(|i, p, dp| {
@@ -379,22 +381,4 @@ fn attend_openly(
         x: rows(mixed.x),
         dx: mixed.dx.map(rows),
     })
-}
-
-/// One where a key is hidden from a query or does not exist, `[rows, heads·keys]`.
-fn hidden_and_padding(masks: &ByHead, spans: &[Span], most: usize) -> Tensor<2> {
-    let parts = masks.x.iter().zip(spans).map(|(mask, span)| {
-        let [heads, queries, keys] = mask.dims();
-        let mask = if keys < most {
-            let ones = Tensor::ones(
-                [heads, queries, most - keys],
-                (&mask.device(), mask.dtype()),
-            );
-            Tensor::cat(vec![mask.clone(), ones], 2)
-        } else {
-            mask.clone()
-        };
-        mask.swap_dims(0, 1).reshape([span.queries, heads * most])
-    });
-    Tensor::cat(parts.collect(), 0)
 }
