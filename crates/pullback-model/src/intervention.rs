@@ -51,15 +51,6 @@ impl Rows {
         self.sequences.iter().flat_map(of)
     }
 
-    /// Position of a row.
-    ///
-    /// # Panics
-    /// There is no such row.
-    #[expect(clippy::expect_used, reason = "as a slice's index")]
-    pub fn position(&self, row: usize) -> usize {
-        self.positions().nth(row).expect("a row that exists")
-    }
-
     /// `[rows, 1]`: one where the row's position is at least `first`, else zero; `None` when all are.
     pub fn mask_from(&self, first: usize, like: &Tensor<2>) -> Option<Tensor<2>> {
         if self.sequences.iter().all(|&(start, _)| start >= first) {
