@@ -17,9 +17,11 @@ mod real;
 mod simd;
 pub mod sparse;
 pub mod stored;
+mod team;
 
 pub use map::map_file;
 pub use matmul::{Matrix, MatrixMut, Threads, matmul, product};
 pub use real::Real;
 pub use simd::{on_threads, vectorized};
 pub use stored::{Format, StoredError, StoredMatrix};
+pub use team::standing_by;

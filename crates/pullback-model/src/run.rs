@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor};
 use pullback_kernels::fused::{composed, cross_entropy, cross_entropy_stored, is_fused};
-use pullback_kernels::on_threads;
+use pullback_kernels::{on_threads, standing_by};
 
 use crate::block::{BlockRun, normalised};
 use crate::cache::KeyValueCache;
@@ -16,6 +16,9 @@ use crate::intervention::{Intervention, Rows};
 use crate::model::{Matrix, Model};
 use crate::pass::{Direction, Halt, Pass};
 use crate::site::{Place, Site, SiteError};
+
+/// Rows up to which a run is so short that threads are better kept standing by than woken.
+const FEW_ROWS: usize = 16;
 
 /// What a run starts from. Sequences of a batch may differ in length: their rows follow one another and no padding
 /// stands between them, so each is computed as it would be alone.
@@ -271,6 +274,7 @@ impl Model {
             pass.check_all_act()?;
         }
         let added: Vec<usize> = pass.rows.sequences().iter().map(|&(_, new)| new).collect();
+        let new_rows: usize = added.iter().sum();
         let run = || {
             self.through(
                 input,
@@ -286,6 +290,8 @@ impl Model {
         let with_gradients = options.device.as_ref().is_some_and(Device::is_autodiff) || lifted;
         let halted = if with_gradients || !is_fused(self.device()) {
             run()
+        } else if new_rows <= FEW_ROWS {
+            standing_by(run)
         } else {
             on_threads(run)
         };

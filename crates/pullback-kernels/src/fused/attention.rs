@@ -9,6 +9,7 @@ use rayon::prelude::*;
 use crate::real::{largest, total};
 use crate::simd::vectorized;
 use crate::sparse::dot;
+use crate::team::share_chunks;
 use crate::{Matrix, MatrixMut, Real, Threads, matmul};
 
 /// Queries in a block.
@@ -259,14 +260,11 @@ fn by_head<T: Real>(q: &[T], k: &[T], v: &[T], spec: &AttentionSpec, places: &[P
     let (rows, _) = spec.rows();
     let mut parts = vec![T::zero(); q.len()];
     // Written head by head, then put in the order of the rows: tasks share no memory.
-    parts
-        .par_chunks_mut(rows * d)
-        .enumerate()
-        .for_each(|(h, out)| {
-            for &place in places {
-                attend(q, k, v, place, h, spec, &mut out[place.queries * d..], d);
-            }
-        });
+    share_chunks(&mut parts, rows * d, |h, out| {
+        for &place in places {
+            attend(q, k, v, place, h, spec, &mut out[place.queries * d..], d);
+        }
+    });
     heads_to_rows(&parts, rows, heads, d)
 }
 

@@ -1,9 +1,8 @@
 //! `y = x Wᵀ` on slices, with `W` as files store it: one row per output.
 
-use rayon::prelude::*;
-
 use crate::simd::vectorized;
 use crate::sparse::dot;
+use crate::team::share_chunks;
 use crate::{Matrix, Real, Threads, product};
 
 /// Up to this many rows the product is bound by reading `W` once, and dot products are as fast as the
@@ -31,18 +30,17 @@ pub(super) fn forward<T: Real>(x: &[T], weight: &[T], d_in: usize) -> Vec<T> {
     }
     let mut out = vec![T::zero(); n * d_out];
     for (x, out) in x.chunks_exact(d_in).zip(out.chunks_exact_mut(d_out)) {
-        out.par_chunks_mut(OUTPUTS)
-            .zip(weight.par_chunks(OUTPUTS * d_in))
-            .for_each(|(out, weight)| {
-                vectorized(
-                    #[inline(always)]
-                    || {
-                        for (out, row) in out.iter_mut().zip(weight.chunks_exact(d_in)) {
-                            *out = dot(row, x);
-                        }
-                    },
-                );
-            });
+        share_chunks(out, OUTPUTS, |task, out| {
+            let weight = &weight[task * OUTPUTS * d_in..];
+            vectorized(
+                #[inline(always)]
+                || {
+                    for (out, row) in out.iter_mut().zip(weight.chunks_exact(d_in)) {
+                        *out = dot(row, x);
+                    }
+                },
+            );
+        });
     }
     out
 }

@@ -6,17 +6,18 @@
 
 use std::any::TypeId;
 
-use rayon::prelude::*;
-
 use super::StoredMatrix;
 use super::decode::{decode_row, with_blocks};
 use super::lanes::{LANES, Lanes, OnLanes, Piece, on_widest};
+use crate::team::share_chunks;
 use crate::{Matrix, MatrixMut, Real, Threads, matmul, product};
 
 /// Up to this many rows of `x`, `W` is decoded row by row.
 const FEW_ROWS: usize = 16;
 /// Elements of `W` below which starting threads costs more than they save.
-const SMALL: usize = 1 << 18;
+const SMALL: usize = 1 << 15;
+/// Tasks for each thread: threads are not equally fast, nor equally soon there.
+const TASKS: usize = 2;
 /// Elements of `W` in a decoded block, 8 MiB in `f32`: a layer's matrix of a small model at once, so that the other operand
 /// is packed once for the product.
 const BLOCK: usize = 1 << 21;
@@ -165,11 +166,8 @@ fn few_rows(out: &mut [f32], x: &[f32], weight: &StoredMatrix) {
     if d_out * d_in < SMALL {
         compute(0, target);
     } else {
-        let rows = d_out.div_ceil(rayon::current_num_threads());
-        target
-            .par_chunks_mut(rows * n)
-            .enumerate()
-            .for_each(|(task, out)| compute(task * rows, out));
+        let rows = d_out.div_ceil(TASKS * rayon::current_num_threads());
+        share_chunks(target, rows * n, |task, out| compute(task * rows, out));
     }
     for (row, results) in turned.chunks_exact(n).enumerate() {
         for (i, &result) in results.iter().enumerate() {
