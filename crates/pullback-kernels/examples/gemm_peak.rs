@@ -21,6 +21,7 @@ mod split;
     target_pointer_width = "64"
 ))]
 #[path = "../src/matmul/amx/unit.rs"]
+#[allow(dead_code, reason = "a constant is for the products of the library")]
 mod unit;
 
 /// How often each side is timed; the median is printed.
@@ -298,7 +299,7 @@ fn tiles() {
                     let [left, right] =
                         [left, right].map(|i| packed[i * steps * STEP_ROWS..].as_ptr());
                     // SAFETY: the tiles are configured, and each panel holds `steps` steps.
-                    unsafe { multiply_panels(&mut sums, left, right, steps) };
+                    unsafe { multiply_panels(&mut sums, left, right, steps, left) };
                 }
             }
         });

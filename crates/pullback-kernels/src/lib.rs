@@ -10,6 +10,8 @@
 //!
 //! [`map_file`] maps a file into memory. This is the only crate that may use `unsafe`.
 
+#[cfg(feature = "allocator")]
+pub mod allocator;
 pub mod fused;
 mod map;
 mod matmul;

@@ -13,12 +13,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use burn::tensor::{Device, Tensor, TensorData};
+use pullback_kernels::allocator::{MiMalloc, keep_freed_memory};
 use pullback_model::{AddVector, GenerateOptions, Input, Intervention, Model, RunOptions, Site};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 const BATCH: usize = 8;
 const TIME: usize = 128;
@@ -223,6 +224,7 @@ fn batch(seed: u64) -> Input {
 }
 
 fn main() -> Result<(), String> {
+    keep_freed_memory();
     let arguments = Arguments::read()?;
     let bench = Bench::new(&arguments);
     for seed in 0..WARM_UP {

@@ -12,9 +12,10 @@ use clap::{CommandFactory, FromArgMatches};
 
 use cli::Cli;
 use context::App;
+use pullback_kernels::allocator::{MiMalloc, keep_freed_memory};
 
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 /// Wrong usage, as clap has it.
 const USAGE: u8 = 2;
@@ -22,6 +23,7 @@ const USAGE: u8 = 2;
 const INTERRUPTED: u8 = 130;
 
 fn main() -> ExitCode {
+    keep_freed_memory();
     let command = Cli::command().args_override_self(true);
     let arguments = match config_file::expand(std::env::args_os().collect(), &command) {
         Ok(arguments) => arguments,

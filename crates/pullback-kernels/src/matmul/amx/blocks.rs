@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rayon::prelude::*;
 
 use super::split::{Operand, PANEL, STEP, STEP_ROWS, Side, TileRow, pack_panel};
-use super::unit::{Sums, Tiles, multiply_panels};
+use super::unit::{AHEAD, Sums, Tiles, multiply_panels};
 use crate::Threads;
 
 /// Inner positions that are packed, and summed in the tiles, at a time.
@@ -255,6 +255,10 @@ impl Slab {
         let tiles = unsafe { Tiles::configure() };
         for (i, shared) in shared.chunks_exact(steps * STEP_ROWS).enumerate() {
             for (j, own) in own.chunks_exact(steps * STEP_ROWS).enumerate() {
+                // The next shared panel, a part with each of the own ones.
+                let ahead = shared
+                    .as_ptr()
+                    .wrapping_add(steps * (STEP_ROWS + j * AHEAD));
                 let shared_line = self.line + i * PANEL;
                 let own_line = (first + j) * PANEL;
                 let (left, right, row, column) = match own_side {
@@ -264,7 +268,7 @@ impl Slab {
                 // SAFETY: the tiles are configured, the slices hold `steps` steps, the panel lies in the
                 // output, and this task alone has it.
                 unsafe {
-                    multiply_panels(&mut sums, left.as_ptr(), right.as_ptr(), steps);
+                    multiply_panels(&mut sums, left.as_ptr(), right.as_ptr(), steps, ahead);
                     self.output.add(&sums, row, column, self.keep, self.scale);
                 }
             }

@@ -103,6 +103,9 @@ impl Drop for Tiles {
     }
 }
 
+/// Rows that [`multiply_panels`] asks for ahead of their use in each step.
+pub(super) const AHEAD: usize = 16;
+
 /// The sums of a panel of the left operand with one of the right.
 #[repr(C, align(64))]
 pub(super) struct Sums(pub(super) [f32; PANEL * PANEL]);
@@ -112,6 +115,9 @@ pub(super) struct Sums(pub(super) [f32; PANEL * PANEL]);
 /// The six products of parts are taken in an order in which neighbours share an operand, so that a step
 /// needs 14 tile loads for 24 tile products; the products take longer than the loads.
 ///
+/// Each step also asks for [`AHEAD`] rows from `ahead` on, for the second cache: panels that come from the third one would
+/// be waited for. Nothing is read there, so it may be any address.
+///
 /// # Safety
 /// The tiles must be configured, and `left` and `right` valid for reads of `steps` steps.
 #[inline]
@@ -120,6 +126,7 @@ pub(super) unsafe fn multiply_panels(
     left: *const TileRow,
     right: *const TileRow,
     steps: usize,
+    ahead: *const TileRow,
 ) {
     const {
         assert!(STEP_ROWS * size_of::<TileRow>() == 6144 && PANEL == 32);
@@ -141,6 +148,9 @@ pub(super) unsafe fn multiply_panels(
             "tdpbf16ps tmm1, tmm4, tmm7",
             "tdpbf16ps tmm2, tmm5, tmm6",
             "tdpbf16ps tmm3, tmm5, tmm7",
+            "prefetcht1 [{ahead}]",
+            "prefetcht1 [{ahead} + 64]",
+            "prefetcht1 [{ahead} + 128]",
             // middle · high
             "tileloadd tmm4, [{left} + {row} + 2048]",
             "tileloadd tmm5, [{left} + {row} + 3072]",
@@ -148,6 +158,9 @@ pub(super) unsafe fn multiply_panels(
             "tdpbf16ps tmm1, tmm4, tmm7",
             "tdpbf16ps tmm2, tmm5, tmm6",
             "tdpbf16ps tmm3, tmm5, tmm7",
+            "prefetcht1 [{ahead} + 192]",
+            "prefetcht1 [{ahead} + 256]",
+            "prefetcht1 [{ahead} + 320]",
             // middle · middle
             "tileloadd tmm6, [{right} + {row} + 2048]",
             "tileloadd tmm7, [{right} + {row} + 3072]",
@@ -155,6 +168,9 @@ pub(super) unsafe fn multiply_panels(
             "tdpbf16ps tmm1, tmm4, tmm7",
             "tdpbf16ps tmm2, tmm5, tmm6",
             "tdpbf16ps tmm3, tmm5, tmm7",
+            "prefetcht1 [{ahead} + 384]",
+            "prefetcht1 [{ahead} + 448]",
+            "prefetcht1 [{ahead} + 512]",
             // high · middle
             "tileloadd tmm4, [{left} + {row}]",
             "tileloadd tmm5, [{left} + {row} + 1024]",
@@ -162,6 +178,9 @@ pub(super) unsafe fn multiply_panels(
             "tdpbf16ps tmm1, tmm4, tmm7",
             "tdpbf16ps tmm2, tmm5, tmm6",
             "tdpbf16ps tmm3, tmm5, tmm7",
+            "prefetcht1 [{ahead} + 576]",
+            "prefetcht1 [{ahead} + 640]",
+            "prefetcht1 [{ahead} + 704]",
             // high · low
             "tileloadd tmm6, [{right} + {row} + 4096]",
             "tileloadd tmm7, [{right} + {row} + 5120]",
@@ -169,6 +188,8 @@ pub(super) unsafe fn multiply_panels(
             "tdpbf16ps tmm1, tmm4, tmm7",
             "tdpbf16ps tmm2, tmm5, tmm6",
             "tdpbf16ps tmm3, tmm5, tmm7",
+            "prefetcht1 [{ahead} + 768]",
+            "prefetcht1 [{ahead} + 832]",
             // high · high
             "tileloadd tmm6, [{right} + {row}]",
             "tileloadd tmm7, [{right} + {row} + 1024]",
@@ -176,8 +197,11 @@ pub(super) unsafe fn multiply_panels(
             "tdpbf16ps tmm1, tmm4, tmm7",
             "tdpbf16ps tmm2, tmm5, tmm6",
             "tdpbf16ps tmm3, tmm5, tmm7",
+            "prefetcht1 [{ahead} + 896]",
+            "prefetcht1 [{ahead} + 960]",
             "add {left}, 6144",
             "add {right}, 6144",
+            "add {ahead}, 1024",
             "dec {steps}",
             "jnz 2b",
             "tilestored [{sums} + {sums_row}], tmm0",
@@ -186,6 +210,7 @@ pub(super) unsafe fn multiply_panels(
             "tilestored [{sums} + {sums_row} + 2112], tmm3",
             left = inout(reg) left => _,
             right = inout(reg) right => _,
+            ahead = inout(reg) ahead => _,
             steps = inout(reg) steps => _,
             row = in(reg) 64_usize,
             sums = in(reg) sums.0.as_mut_ptr(),
