@@ -21,7 +21,7 @@ pub mod sparse;
 pub mod stored;
 mod team;
 
-pub use map::map_file;
+pub use map::{FileBytes, map_file};
 pub use matmul::{Matrix, MatrixMut, Threads, matmul, product};
 pub use real::Real;
 pub use simd::{on_threads, vectorized};

@@ -20,3 +20,52 @@ pub fn map_file(path: &Path) -> io::Result<Mmap> {
     // one every memory-mapped reader of weights relies on.
     unsafe { Mmap::map(&file) }
 }
+
+/// The bytes of a file, mapped or in memory.
+#[derive(Debug)]
+pub enum FileBytes {
+    /// Mapped by [`map_file`].
+    Mapped(Mmap),
+    /// Read, or made.
+    Memory(Vec<u8>),
+}
+
+impl FileBytes {
+    /// Gives the memory of mapped pages back to the system, which reads them again from the file when they are needed.
+    pub fn release(&self) {
+        #[cfg(unix)]
+        if let Self::Mapped(map) = self {
+            // SAFETY: the map is of a file and read-only, so nothing is lost; the pages that come back are the same, on the
+            // condition of `map_file`. That the system does not follow the advice is no error.
+            _ = unsafe { map.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
+        }
+    }
+}
+
+impl AsRef<[u8]> for FileBytes {
+    fn as_ref(&self) -> &[u8] {
+        match self {
+            Self::Mapped(map) => map,
+            Self::Memory(bytes) => bytes,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{FileBytes, map_file};
+
+    #[test]
+    fn released_bytes_are_read_again() {
+        let path = std::env::temp_dir().join(format!("pullback-map-{}", std::process::id()));
+        let bytes: Vec<u8> = (0..100_000_u32).map(|i| (i % 251) as u8).collect();
+        std::fs::write(&path, &bytes).expect("a temporary file can be written");
+        let mapped = FileBytes::Mapped(map_file(&path).expect("it can be mapped"));
+        for file in [mapped, FileBytes::Memory(bytes.clone())] {
+            assert_eq!(file.as_ref(), bytes);
+            file.release();
+            assert_eq!(file.as_ref(), bytes);
+        }
+        std::fs::remove_file(&path).expect("it can be removed");
+    }
+}

@@ -129,6 +129,15 @@ impl Source {
         }
     }
 
+    /// Gives the memory of what was read back to the system; it is read again when it is needed.
+    fn release(&self) {
+        match self {
+            Self::Gguf(gguf) => gguf.release(),
+            Self::HuggingFace(files) => files.release(),
+            Self::Llama2c(file) => file.release(),
+        }
+    }
+
     fn digest(&self) -> String {
         match self {
             Self::Gguf(gguf) => format!("sha256:{}", sha256_bytes(gguf.bytes())),
@@ -233,7 +242,7 @@ fn neighbour_row(row: usize, d_head: usize) -> usize {
 }
 
 /// The part of a stored tensor that a weight is, row-major `[out, in]`.
-fn take_part(values: &[f32], shape: &[usize], part: Part, d_head: usize) -> Vec<f32> {
+fn take_part(values: Vec<f32>, shape: &[usize], part: Part, d_head: usize) -> Vec<f32> {
     let columns = shape.get(1).copied().unwrap_or(1);
     let rows = shape.first().copied().unwrap_or(0);
     let transposed = |from: usize, to: usize| {
@@ -244,7 +253,7 @@ fn take_part(values: &[f32], shape: &[usize], part: Part, d_head: usize) -> Vec<
         out
     };
     match part {
-        Part::Whole => values.to_vec(),
+        Part::Whole => values,
         Part::Transposed => transposed(0, columns),
         Part::Neighbours => (0..rows)
             .flat_map(|row| {
@@ -435,7 +444,7 @@ impl ModelFiles {
     pub fn weight(&self, name: WeightName) -> Result<Vec<f32>, ModelError> {
         let (found, part) = self.locate(name)?;
         let mut values = take_part(
-            &self.source.read_f32(&found.name)?,
+            self.source.read_f32(&found.name)?,
             &found.shape,
             part,
             self.config.d_head,
@@ -447,6 +456,11 @@ impl ModelFiles {
             }
         }
         Ok(values)
+    }
+
+    /// Gives the memory of what was read of the weights back to the system; it is read again when it is needed.
+    pub(crate) fn release(&self) {
+        self.source.release();
     }
 
     /// A matrix where it lies in the file, which stays mapped; `None` for one that the file stores transposed.

@@ -18,7 +18,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use pullback_kernels::StoredMatrix;
+use pullback_kernels::{FileBytes, StoredMatrix};
 
 pub use self::tensor_type::TensorType;
 pub use self::value::{Array, Value};
@@ -58,16 +58,13 @@ impl TensorRecord {
 /// A GGUF file: its metadata, the list of its tensors, and their data where they lie.
 pub struct Gguf {
     path: PathBuf,
-    bytes: Bytes,
+    bytes: Arc<FileBytes>,
     version: u32,
     metadata: Vec<(String, Value)>,
     keys: HashMap<String, usize>,
     tensors: Vec<TensorRecord>,
     names: HashMap<String, usize>,
 }
-
-/// The bytes of a file, mapped or in memory; matrices share them.
-type Bytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
 
 impl fmt::Debug for Gguf {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -89,7 +86,7 @@ impl Gguf {
     pub fn open(path: &Path) -> Result<Self, ModelError> {
         let map =
             pullback_kernels::map_file(path).map_err(|source| ModelError::io(path, source))?;
-        Self::parse(path, Arc::new(map))
+        Self::parse(path, Arc::new(FileBytes::Mapped(map)))
     }
 
     /// Reads the header of a file that is already in memory; `path` is used in errors only.
@@ -97,10 +94,10 @@ impl Gguf {
     /// # Errors
     /// As [`Gguf::open`].
     pub fn from_bytes(path: &Path, bytes: Vec<u8>) -> Result<Self, ModelError> {
-        Self::parse(path, Arc::new(bytes))
+        Self::parse(path, Arc::new(FileBytes::Memory(bytes)))
     }
 
-    fn parse(path: &Path, bytes: Bytes) -> Result<Self, ModelError> {
+    fn parse(path: &Path, bytes: Arc<FileBytes>) -> Result<Self, ModelError> {
         let mut reader = Reader::new(path, (*bytes).as_ref());
         let version = read_version(&mut reader)?;
         let tensor_count = reader.count("tensor_count", MIN_TENSOR_RECORD)?;
@@ -210,6 +207,11 @@ impl Gguf {
         self.bytes().get(record.data.clone()).unwrap_or_default()
     }
 
+    /// Gives the memory of what was read back to the system, where the file is mapped.
+    pub(crate) fn release(&self) {
+        self.bytes.release();
+    }
+
     /// All bytes of the file.
     pub fn bytes(&self) -> &[u8] {
         (*self.bytes).as_ref()
@@ -242,7 +244,7 @@ impl Gguf {
             .ok_or_else(|| self.unsupported_type(record))?;
         let columns = record.shape.last().copied().unwrap_or(1);
         StoredMatrix::new(
-            Arc::clone(&self.bytes),
+            Arc::clone(&self.bytes) as _,
             record.data.clone(),
             format,
             record.elements() / columns.max(1),

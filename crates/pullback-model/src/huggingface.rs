@@ -7,9 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
-use memmap2::Mmap;
 use pullback_artifact::sha256_bytes;
-use pullback_kernels::{Format, StoredMatrix};
+use pullback_kernels::{FileBytes, Format, StoredMatrix};
 use safetensors::tensor::{Dtype, Metadata, SafeTensors};
 use serde_json::Value;
 
@@ -41,7 +40,7 @@ pub(crate) struct HuggingFaceFiles {
 struct Shard {
     path: PathBuf,
     /// The file, which matrices share.
-    map: Arc<Mmap>,
+    map: Arc<FileBytes>,
     /// Where the data begin in the file.
     data_start: usize,
     metadata: Metadata,
@@ -155,6 +154,13 @@ impl HuggingFaceFiles {
             .collect()
     }
 
+    /// Gives the memory of what was read back to the system.
+    pub(crate) fn release(&self) {
+        for shard in &self.shards {
+            shard.map.release();
+        }
+    }
+
     /// The elements of a tensor as `f32`, row-major.
     ///
     /// # Errors
@@ -193,12 +199,12 @@ impl HuggingFaceFiles {
     /// The digest that [`crate::ModelFiles::digest`] describes.
     pub(crate) fn digest(&self) -> String {
         let hex = match self.shards.as_slice() {
-            [shard] => sha256_bytes(&shard.map),
+            [shard] => sha256_bytes((*shard.map).as_ref()),
             shards => {
                 let mut list = String::new();
                 for shard in shards {
                     let name = shard.path.file_name().unwrap_or_default().to_string_lossy();
-                    list.extend([&sha256_bytes(&shard.map), "  ", &name, "\n"]);
+                    list.extend([&sha256_bytes((*shard.map).as_ref()), "  ", &name, "\n"]);
                 }
                 sha256_bytes(list.as_bytes())
             }
@@ -247,7 +253,7 @@ impl Shard {
                 path: path.to_owned(),
                 data_start: LENGTH_BYTES + header,
                 metadata,
-                map: Arc::new(map),
+                map: Arc::new(FileBytes::Mapped(map)),
             }),
             Err(error) => Err(missing_bytes(path, &map).unwrap_or_else(|| {
                 ModelError::malformed(path, "safetensors header", error.to_string())

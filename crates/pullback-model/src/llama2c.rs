@@ -19,7 +19,7 @@ use std::sync::Arc;
 use pullback_artifact::sha256_bytes;
 
 use pullback_kernels::fused::Activation;
-use pullback_kernels::{Format, StoredMatrix};
+use pullback_kernels::{FileBytes, Format, StoredMatrix};
 
 use crate::config::{ModelConfig, Norm, RopeScaling, RotaryConfig, SizeKeys};
 use crate::error::ModelError;
@@ -65,7 +65,7 @@ fn tensor_name(weight: WeightName) -> String {
 /// the coordinates that a rotary embedding turns together as neighbours.
 pub struct Llama2c {
     path: PathBuf,
-    bytes: Bytes,
+    bytes: Arc<FileBytes>,
     version: u32,
     config: ModelConfig,
     tensors: Vec<Tensor>,
@@ -77,9 +77,6 @@ struct Tensor {
     shape: Vec<usize>,
     data: Range<usize>,
 }
-
-/// The bytes of a file, mapped or in memory; matrices share them.
-type Bytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
 
 impl fmt::Debug for Llama2c {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -100,7 +97,7 @@ impl Llama2c {
     pub fn open(path: &Path) -> Result<Self, ModelError> {
         let map =
             pullback_kernels::map_file(path).map_err(|source| ModelError::io(path, source))?;
-        Self::parse(path, Arc::new(map))
+        Self::parse(path, Arc::new(FileBytes::Mapped(map)))
     }
 
     /// [`Llama2c::open`] of a file that is already in memory; `path` is used in errors and for the model's name only.
@@ -108,10 +105,10 @@ impl Llama2c {
     /// # Errors
     /// As [`Llama2c::open`].
     pub fn from_bytes(path: &Path, bytes: Vec<u8>) -> Result<Self, ModelError> {
-        Self::parse(path, Arc::new(bytes))
+        Self::parse(path, Arc::new(FileBytes::Memory(bytes)))
     }
 
-    fn parse(path: &Path, bytes: Bytes) -> Result<Self, ModelError> {
+    fn parse(path: &Path, bytes: Arc<FileBytes>) -> Result<Self, ModelError> {
         let header = Header::read(path, (*bytes).as_ref())?;
         let config = header.config(path)?;
         header.check_length(path, &config, (*bytes).as_ref().len())?;
@@ -162,6 +159,11 @@ impl Llama2c {
     /// those of `run.c`, 10,000 and 1e-5.
     pub fn config(&self) -> &ModelConfig {
         &self.config
+    }
+
+    /// Gives the memory of what was read back to the system, where the file is mapped.
+    pub(crate) fn release(&self) {
+        self.bytes.release();
     }
 
     /// All bytes of the file.
@@ -220,7 +222,7 @@ impl Llama2c {
         let columns = tensor.shape.last().copied().unwrap_or(1);
         let rows = tensor.shape.iter().rev().skip(1).product();
         StoredMatrix::new(
-            Arc::clone(&self.bytes),
+            Arc::clone(&self.bytes) as _,
             tensor.data.clone(),
             Format::F32,
             rows,

@@ -175,6 +175,13 @@ impl Loader<'_> {
         })
     }
 
+    /// Where weights are expanded, what was read of the files is not needed again.
+    fn release(&self) {
+        if self.weights == Weights::Expanded {
+            self.files.release();
+        }
+    }
+
     fn block(&self, l: usize) -> Result<Block, ModelError> {
         use WeightName as W;
         let config = &self.files.config;
@@ -246,7 +253,9 @@ impl Model {
             dtype,
             weights,
         };
+        loader.release();
         let embed = loader.matrix(WeightName::Embed)?;
+        loader.release();
         let positions = if files.config.rotary.is_none() {
             Some(loader.matrix(WeightName::Positions)?.dense())
         } else {
@@ -258,7 +267,11 @@ impl Model {
             loader.matrix(WeightName::Unembed)?
         };
         let blocks = (0..files.config.n_layers)
-            .map(|layer| loader.block(layer))
+            .map(|layer| {
+                let block = loader.block(layer);
+                loader.release();
+                block
+            })
             .collect::<Result<Vec<_>, ModelError>>()?;
         let final_norm = loader.norm(WeightName::FinalNorm, Some(WeightName::FinalNormBias))?;
         Ok(Self {
