@@ -5,7 +5,7 @@ use faer::Mat;
 use pullback_activations::ActivationStore;
 use pullback_artifact::Control;
 use pullback_model::Model;
-use pullback_sae::{Dictionary, Example, FeaturePages, TopKSae};
+use pullback_sae::{Dictionary, Example, FeaturePages, Sae};
 use serde::{Deserialize, Serialize};
 
 use crate::pullback::{least_squares_rows, matrix};
@@ -82,7 +82,7 @@ const UNIT_FEATURES: usize = 5;
 /// The store holds no held-out rows; the parts do not fit each other; the work was interrupted.
 pub fn explain(
     adapter: &ResidualAdapter,
-    sae: &TopKSae,
+    sae: &Sae,
     store: &ActivationStore,
     model: &Model,
     count: usize,
@@ -122,7 +122,7 @@ pub fn explain(
 pub fn explain_on(
     activations: &[f32],
     adapter: &ResidualAdapter,
-    sae: &TopKSae,
+    sae: &Sae,
     store: &ActivationStore,
     model: &Model,
     count: usize,
@@ -195,7 +195,7 @@ pub fn explain_on(
 pub fn agreement_on(
     activations: &[f32],
     adapter: &ResidualAdapter,
-    sae: &TopKSae,
+    sae: &Sae,
     control: &Control,
 ) -> Result<Option<f64>, AdapterError> {
     let pullback = Pullback::new(adapter, sae)?;
@@ -250,7 +250,7 @@ struct Measured {
 
 fn measure(
     adapter: &ResidualAdapter,
-    sae: &TopKSae,
+    sae: &Sae,
     activations: &[f32],
     control: &Control,
 ) -> Result<Measured, AdapterError> {
@@ -321,7 +321,7 @@ fn measure(
 /// traces with `E h hᵀ`.
 fn residual_fraction(
     adapter: &ResidualAdapter,
-    sae: &TopKSae,
+    sae: &Sae,
     chosen: &[usize],
     hidden_second: &Mat<f64>,
 ) -> Option<f64> {

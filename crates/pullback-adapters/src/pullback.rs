@@ -6,7 +6,7 @@
 
 use faer::Mat;
 use faer::linalg::solvers::Solve;
-use pullback_sae::{Dictionary, TopKSae};
+use pullback_sae::{Dictionary, Sae};
 
 use crate::residual::values;
 use crate::{AdapterError, ResidualAdapter};
@@ -34,7 +34,7 @@ impl Pullback {
     ///
     /// # Errors
     /// The widths differ.
-    pub fn new(adapter: &ResidualAdapter, sae: &TopKSae) -> Result<Self, AdapterError> {
+    pub fn new(adapter: &ResidualAdapter, sae: &Sae) -> Result<Self, AdapterError> {
         let (rank, d, features) = (adapter.rank(), adapter.d(), sae.n_features());
         if sae.d() != d {
             return Err(AdapterError::Option(format!(

@@ -19,7 +19,7 @@ use pullback_adapters::{
 };
 use pullback_artifact::{Control, read_json, write_json};
 use pullback_model::Site;
-use pullback_sae::{Dictionary, FeaturePages, TopKSae};
+use pullback_sae::{Dictionary, FeaturePages, Sae};
 
 const PAGES: FeaturePages = FeaturePages {
     examples: 3,
@@ -28,12 +28,7 @@ const PAGES: FeaturePages = FeaturePages {
 };
 const M: usize = 64;
 
-fn explained(
-    setting: &Setting,
-    adapter: &ResidualAdapter,
-    sae: &TopKSae,
-    count: usize,
-) -> Explanation {
+fn explained(setting: &Setting, adapter: &ResidualAdapter, sae: &Sae, count: usize) -> Explanation {
     explain(
         adapter,
         sae,
@@ -83,7 +78,7 @@ fn orthonormal(rows: &[&[f32]]) -> Vec<Vec<f64>> {
 }
 
 /// A dictionary of which every sixth feature never fires.
-fn partly_silent() -> TopKSae {
+fn partly_silent() -> Sae {
     let like = random_sae(5, 32, M, 6);
     let bias = like
         .encoder_bias()
@@ -91,7 +86,7 @@ fn partly_silent() -> TopKSae {
         .enumerate()
         .map(|(i, b)| if i % 6 == 0 { -1e9 } else { *b })
         .collect();
-    TopKSae::new(
+    Sae::top_k(
         6,
         like.encoder().to_vec(),
         bias,
@@ -267,7 +262,7 @@ fn a_change_that_only_shifts_active_features_is_predicted_exactly() {
     let adapter = parts.adapter(Activation::Identity, &Device::flex(), DType::F32);
     let like = random_sae(5, 32, M, 6);
     let bias = vec![1000.0; M];
-    let sae = TopKSae::new(
+    let sae = Sae::top_k(
         M,
         like.encoder().to_vec(),
         bias,

@@ -14,7 +14,7 @@ use common::{Parts, random, usual};
 use faer::Mat;
 use faer::linalg::solvers::Solve;
 use pullback_adapters::{Activation, Pullback, ResidualAdapter};
-use pullback_sae::{Dictionary, TopKSae};
+use pullback_sae::{Dictionary, Sae};
 
 const D: usize = 12;
 const M: usize = 40;
@@ -78,7 +78,7 @@ fn a_unit_of_a_hidden_unit_moves_the_pre_activations_by_its_column_of_writes() {
     let (adapter, parts) = usual(1, D, RANK);
     let like = random_sae(2, D, M, 6);
     // All features allowed and lifted far above zero: codes are pre-activations.
-    let sae = TopKSae::new(
+    let sae = Sae::top_k(
         M,
         like.encoder().to_vec(),
         vec![64.0; M],
@@ -194,7 +194,7 @@ fn equal_decoder_rows_share_what_is_written() {
         let like = random_sae(2, D, m, 3);
         let mut decoder = like.decoder()[..m / 2 * D].to_vec();
         decoder.extend_from_within(..);
-        let sae = TopKSae::new(
+        let sae = Sae::top_k(
             3,
             like.encoder().to_vec(),
             like.encoder_bias().to_vec(),

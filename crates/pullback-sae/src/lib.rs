@@ -1,7 +1,7 @@
 //! Sparse dictionaries: kinds, training, formats, metrics, feature pages.
 //!
 //! - [`Dictionary`]: everything with an encoder and a decoder; its codes are [`SparseCodes`].
-//! - [`TopKSae`]: the TopK sparse autoencoder; [`train()`] makes one from an activation store.
+//! - [`Sae`]: an autoencoder or transcoder of any kind; [`train()`] makes one from an activation store.
 //! - [`saelens`]: the SAELens layout on disk.
 //! - [`metrics`]: explained variance, L0, density; [`cross_entropy_score`] with the model.
 //! - [`FeaturePages`]: top activating examples and logit weights of chosen features.
@@ -10,17 +10,17 @@ mod dictionary;
 mod error;
 mod features;
 pub mod metrics;
+mod sae;
 pub mod saelens;
 mod splice;
-mod topk;
 mod train;
 
 pub use dictionary::Dictionary;
 pub use error::SaeError;
 pub use features::{Example, FeaturePage, FeaturePages, TokenWeights};
 pub use pullback_kernels::sparse::SparseCodes;
+pub use sae::{Normalization, Sae, SaeParts, Selection};
 pub use splice::{CrossEntropy, Splice, cross_entropy_score};
-pub use topk::TopKSae;
 pub use train::{
     CurvePoint, SAE_KIND, SaeResult, TrainConfig, Trained, Training, evaluate_reconstruction, load,
     load_training, train,

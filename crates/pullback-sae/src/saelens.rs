@@ -9,7 +9,7 @@ use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
 
-use crate::{Dictionary, SaeError, TopKSae};
+use crate::{Dictionary, Sae, SaeError};
 
 const CONFIG: &str = "cfg.json";
 const WEIGHTS: &str = "sae_weights.safetensors";
@@ -31,8 +31,14 @@ pub struct SaeLensMetadata {
 ///
 /// # Errors
 /// A file cannot be written.
-pub fn save(sae: &TopKSae, metadata: &SaeLensMetadata, dir: &Path) -> Result<(), SaeError> {
+pub fn save(sae: &Sae, metadata: &SaeLensMetadata, dir: &Path) -> Result<(), SaeError> {
     let (d, m) = (sae.d(), sae.n_features());
+    let Some(k) = sae.k() else {
+        return Err(SaeError::Option(format!(
+            "dictionaries of the kind `{}` cannot be written in this format",
+            sae.selection().name()
+        )));
+    };
     let config = json!({
         "d_in": d,
         "d_sae": m,
@@ -41,7 +47,7 @@ pub fn save(sae: &TopKSae, metadata: &SaeLensMetadata, dir: &Path) -> Result<(),
         "apply_b_dec_to_input": true,
         "normalize_activations": "none",
         "reshape_activations": "none",
-        "k": sae.k(),
+        "k": k,
         "rescale_acts_by_decoder_norm": false,
         "architecture": "topk",
         "metadata": {
@@ -89,7 +95,7 @@ pub fn save(sae: &TopKSae, metadata: &SaeLensMetadata, dir: &Path) -> Result<(),
 /// # Errors
 /// A file is missing or damaged, the kind is another, or a shape is not the one that `cfg.json` promises
 /// (a transposed matrix is named as such).
-pub fn load(dir: &Path) -> Result<TopKSae, SaeError> {
+pub fn load(dir: &Path) -> Result<Sae, SaeError> {
     let config_path = dir.join(CONFIG);
     let config: Value = read_json(&config_path)?;
     let wrong_config = |problem: String| SaeError::File {
@@ -209,7 +215,7 @@ pub fn load(dir: &Path) -> Result<TopKSae, SaeError> {
             }
         }
     }
-    TopKSae::new(k, encoder, b_enc, decoder, b_dec)
+    Sae::top_k(k, encoder, b_enc, decoder, b_dec)
 }
 
 /// Writes `sparsity.safetensors`: the base-10 logarithm of each feature's density, plus 1e-10.

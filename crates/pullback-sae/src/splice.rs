@@ -24,7 +24,7 @@ impl Edit for Splice {
         let [n, d] = x.dims();
         let mut values: Vec<f32> = x.clone().into_data().iter::<f32>().collect();
         let codes = self.dictionary.encode(&values);
-        let reconstruction = self.dictionary.decode(&codes);
+        let reconstruction = self.dictionary.reconstruct(&values, &codes);
         for (row, position) in rows.positions().enumerate() {
             if position >= self.first_position {
                 let span = row * d..(row + 1) * d;

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::metrics::{Reconstruction, ReconstructionMetrics};
 use crate::saelens::{self, SaeLensMetadata};
-use crate::{CrossEntropy, Dictionary, SaeError, TopKSae};
+use crate::{CrossEntropy, Dictionary, Sae, SaeError};
 use checkpoint::{Checkpoint, Progress};
 use step::{Adam, Moments, Objective, Parameters, forward, update};
 
@@ -149,8 +149,9 @@ pub struct CurvePoint {
 pub struct SaeResult {
     /// Number of features.
     pub features: usize,
-    /// Active features a token.
-    pub k: usize,
+    /// Active features a token, at most, where their number is limited.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub k: Option<usize>,
     /// Explained variance about the mean, on held-out rows.
     pub explained_variance: f64,
     /// The historic figure, about zero.
@@ -181,7 +182,7 @@ pub struct Training {
 #[derive(Clone, Debug)]
 pub struct Trained {
     /// The dictionary, in the units of the activations.
-    pub sae: TopKSae,
+    pub sae: Sae,
     /// The curve.
     pub training: Training,
     /// Tokens a second, over the tokens that this call trained on.
@@ -391,7 +392,7 @@ pub fn train(
 ///
 /// # Errors
 /// The directory is no autoencoder, or a file of it is damaged.
-pub fn load(path: &Path) -> Result<(TopKSae, Manifest), SaeError> {
+pub fn load(path: &Path) -> Result<(Sae, Manifest), SaeError> {
     let manifest = Manifest::load_kind(path, SAE_KIND)?;
     manifest.verify_sizes(path)?;
     Ok((saelens::load(path)?, manifest))
@@ -524,9 +525,9 @@ fn in_units_of_activations(
     parameters: &Parameters<f32>,
     k: usize,
     scale: f32,
-) -> Result<TopKSae, SaeError> {
+) -> Result<Sae, SaeError> {
     let by_scale = |bias: &[f32]| bias.iter().map(|b| b / scale).collect::<Vec<_>>();
-    TopKSae::new(
+    Sae::top_k(
         k,
         parameters.encoder.clone(),
         by_scale(&parameters.encoder_bias),
@@ -553,7 +554,7 @@ fn explained_variance(parameters: &Parameters<f32>, x: &[f32], k: usize) -> Resu
     let sae = in_units_of_activations(parameters, k, 1.0)?;
     let mut sums = Reconstruction::new(sae.d(), sae.n_features());
     let codes = sae.encode(x);
-    sums.add(x, &codes, &sae.decode(&codes));
+    sums.add(x, &codes, &sae.reconstruct(x, &codes));
     Ok(sums.metrics().explained_variance)
 }
 
@@ -583,7 +584,7 @@ pub fn evaluate_reconstruction(
         let mut x = vec![0.0; rows.len() * d];
         store.gather(rows, &mut x);
         let codes = dictionary.encode(&x);
-        sums.add(&x, &codes, &dictionary.decode(&codes));
+        sums.add(&x, &codes, &dictionary.reconstruct(&x, &codes));
         stage.advance(rows.len() as u64);
     }
     stage.finish();

@@ -11,7 +11,7 @@ use common::base::{Setting, assert_has, config, interrupted_at, setting, setting
 use common::random_sae;
 use pullback_artifact::Control;
 use pullback_model::Site;
-use pullback_sae::{Dictionary, FeaturePage, FeaturePages, SaeError, TopKSae};
+use pullback_sae::{Dictionary, FeaturePage, FeaturePages, Sae, SaeError};
 
 const PAGES: FeaturePages = FeaturePages {
     examples: 5,
@@ -19,12 +19,7 @@ const PAGES: FeaturePages = FeaturePages {
     tokens: 6,
 };
 
-fn make(
-    setting: &Setting,
-    sae: &TopKSae,
-    pages: FeaturePages,
-    features: &[usize],
-) -> Vec<FeaturePage> {
+fn make(setting: &Setting, sae: &Sae, pages: FeaturePages, features: &[usize]) -> Vec<FeaturePage> {
     pages
         .make(
             sae,
@@ -37,7 +32,7 @@ fn make(
 }
 
 /// Every normal row on which a feature is active, each row encoded alone.
-fn active_rows(setting: &Setting, sae: &TopKSae, feature: usize) -> Vec<(usize, f32)> {
+fn active_rows(setting: &Setting, sae: &Sae, feature: usize) -> Vec<(usize, f32)> {
     (0..setting.store.len())
         .filter(|&row| !setting.store.flags(row).is_abnormal())
         .map(|row| {
@@ -245,7 +240,7 @@ fn a_feature_that_never_fires_has_an_empty_page() {
     let mut bias = random.encoder_bias().to_vec();
     bias[7] = -1e9;
     let decoder = random.decoder().to_vec();
-    let sae = TopKSae::new(
+    let sae = Sae::top_k(
         6,
         random.encoder().to_vec(),
         bias,
@@ -263,7 +258,7 @@ fn a_feature_that_never_fires_has_an_empty_page() {
 #[test]
 fn parts_that_do_not_fit_are_refused_in_words() {
     let setting = setting();
-    let make = |sae: &TopKSae, features: &[usize], control: &Control| {
+    let make = |sae: &Sae, features: &[usize], control: &Control| {
         PAGES
             .make(sae, &setting.store, &setting.model, features, control)
             .unwrap_err()

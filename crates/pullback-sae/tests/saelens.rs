@@ -14,7 +14,7 @@ use bytemuck::{cast_slice, pod_collect_to_vec};
 use common::base::{assert_close, assert_has};
 use common::{random, random_sae};
 use pullback_sae::saelens::{SaeLensMetadata, load, save, save_sparsity};
-use pullback_sae::{Dictionary, SparseCodes, TopKSae};
+use pullback_sae::{Dictionary, Sae, SparseCodes};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
@@ -106,7 +106,7 @@ impl Directory {
 fn what_saelens_wrote_is_read_and_means_the_same() {
     for name in ["saelens-topk", "saelens-topk-raw-input"] {
         let sae = load(&fixture(name)).unwrap();
-        assert_eq!((sae.d(), sae.n_features(), sae.k()), (12, 40, 5));
+        assert_eq!((sae.d(), sae.n_features(), sae.k().unwrap()), (12, 40, 5));
         let bytes = fs::read(fixture(name).join("expected.safetensors")).unwrap();
         let codes = sae.encode(&floats(&bytes, "x"));
         assert_close(&dense(&codes, 40), &floats(&bytes, "codes"), 1e-5);
@@ -315,7 +315,7 @@ fn densities_are_kept_as_logarithms() {
 fn parts_that_do_not_agree_make_no_dictionary() {
     let refused = |k, sizes: [usize; 4]| {
         let part = |i: usize| vec![0.0; sizes[i]];
-        TopKSae::new(k, part(0), part(1), part(2), part(3))
+        Sae::top_k(k, part(0), part(1), part(2), part(3))
             .unwrap_err()
             .to_string()
     };

@@ -14,7 +14,7 @@ use common::base::{Setting, assert_has, config, interrupted_at, setting_with, va
 use common::{identity_sae, random_sae};
 use pullback_artifact::Control;
 use pullback_model::{Edit, Input, Intervention, Model, Rows, RunOptions, Site};
-use pullback_sae::{CrossEntropy, Dictionary, SaeError, Splice, TopKSae, cross_entropy_score};
+use pullback_sae::{CrossEntropy, Dictionary, Sae, SaeError, Splice, cross_entropy_score};
 
 /// A residual stream after a block (kept streams are used) and another site (the model runs from the tokens).
 fn settings() -> [Setting; 2] {
@@ -25,7 +25,7 @@ fn settings() -> [Setting; 2] {
     })
 }
 
-fn score(setting: &Setting, sae: TopKSae, sequences: usize) -> CrossEntropy {
+fn score(setting: &Setting, sae: Sae, sequences: usize) -> CrossEntropy {
     cross_entropy_score(
         &setting.model,
         &setting.store,
@@ -110,7 +110,7 @@ fn a_perfect_dictionary_changes_nothing_and_an_empty_one_is_zero_ablation() {
             "{perfect:?}"
         );
         assert!((perfect.ce_score - 1.0).abs() < 1e-4, "{perfect:?}");
-        let nothing = TopKSae::new(
+        let nothing = Sae::top_k(
             3,
             vec![1.0; 64 * 32],
             vec![0.0; 64],

@@ -19,7 +19,7 @@ use pullback_activations::{ActivationStore, Flags, STORE_KIND, StoreInfo};
 use pullback_artifact::{Control, Manifest, PartialDir, read_json, write_json};
 use pullback_model::Site;
 use pullback_sae::{
-    CrossEntropy, Dictionary, SAE_KIND, SaeError, SaeResult, TopKSae, TrainConfig,
+    CrossEntropy, Dictionary, SAE_KIND, Sae, SaeError, SaeResult, TrainConfig,
     evaluate_reconstruction, load, load_training, train,
 };
 use rand::{RngExt, SeedableRng};
@@ -27,7 +27,7 @@ use rand_chacha::ChaCha8Rng;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 
-fn trained(store: &ActivationStore, config: &TrainConfig, out: &Path) -> TopKSae {
+fn trained(store: &ActivationStore, config: &TrainConfig, out: &Path) -> Sae {
     train(store, config, out, &Control::hidden()).unwrap().sae
 }
 
@@ -417,7 +417,7 @@ fn figures_keep_their_names_and_survive_a_file() {
     let dir = tempfile::tempdir().unwrap();
     let mut result = SaeResult {
         features: 64,
-        k: 4,
+        k: Some(4),
         explained_variance: 0.123_456_789_012_345_67,
         explained_about_zero: 0.9,
         l0: 3.9,

@@ -42,6 +42,70 @@ pub fn encode_top_k<T: Real>(
     candidates: Option<Candidates<'_>>,
 ) -> Encoded<T> {
     let m = bias.len();
+    let parts = each_part(
+        x,
+        encoder,
+        bias,
+        #[inline(always)]
+        |pre| select_rows(pre, m, k, candidates),
+    );
+    let mut all = Encoded {
+        codes: SparseCodes::new(),
+        among: candidates.map(|_| SparseCodes::new()),
+    };
+    for part in &parts {
+        all.codes.append(&part.codes);
+        if let (Some(all), Some(part)) = (&mut all.among, &part.among) {
+            all.append(part);
+        }
+    }
+    all
+}
+
+/// Codes of `x [n, d]` where each feature decides for itself: `code` maps a feature and its pre-activation to its code,
+/// and what is not above zero is left out.
+///
+/// # Panics
+/// If the shapes do not agree.
+pub fn encode_each<T: Real>(
+    x: &[T],
+    encoder: &[T],
+    bias: &[T],
+    code: impl Fn(usize, T) -> T + Sync,
+) -> SparseCodes<T> {
+    let m = bias.len();
+    let parts = each_part(x, encoder, bias, |pre| {
+        let mut codes = SparseCodes::new();
+        let (mut places, mut values) = (Vec::new(), Vec::new());
+        for row in pre.chunks_exact(m) {
+            places.clear();
+            values.clear();
+            for (feature, &pre) in row.iter().enumerate() {
+                let code = code(feature, pre);
+                if code > T::zero() {
+                    places.push(feature as u32);
+                    values.push(code);
+                }
+            }
+            codes.push(&places, &values);
+        }
+        codes
+    });
+    let mut all = SparseCodes::new();
+    for part in &parts {
+        all.append(part);
+    }
+    all
+}
+
+/// What `work` makes of the pre-activations `[rows, m]` of a few rows after the other.
+fn each_part<T: Real, P: Send>(
+    x: &[T],
+    encoder: &[T],
+    bias: &[T],
+    work: impl Fn(&[T]) -> P + Sync,
+) -> Vec<P> {
+    let m = bias.len();
     assert!(
         m > 0 && encoder.len().is_multiple_of(m),
         "encode: encoder and bias do not agree"
@@ -51,8 +115,7 @@ pub fn encode_top_k<T: Real>(
         x.len().is_multiple_of(d),
         "encode: the rows are not of width {d}"
     );
-    let parts: Vec<Encoded<T>> = x
-        .par_chunks(ROWS * d)
+    x.par_chunks(ROWS * d)
         .map_init(Vec::new, |scratch, x| {
             let rows = x.len() / d;
             scratch.resize(ROWS * m, T::zero());
@@ -70,21 +133,10 @@ pub fn encode_top_k<T: Real>(
             );
             vectorized(
                 #[inline(always)]
-                || select_rows(pre, m, k, candidates),
+                || work(pre),
             )
         })
-        .collect();
-    let mut all = Encoded {
-        codes: SparseCodes::new(),
-        among: candidates.map(|_| SparseCodes::new()),
-    };
-    for part in &parts {
-        all.codes.append(&part.codes);
-        if let (Some(all), Some(part)) = (&mut all.among, &part.among) {
-            all.append(part);
-        }
-    }
-    all
+        .collect()
 }
 
 #[inline(always)]

@@ -10,7 +10,7 @@
 pub mod base;
 
 use pullback_activations::ActivationStore;
-use pullback_sae::{Dictionary, TopKSae, TrainConfig};
+use pullback_sae::{Dictionary, Sae, TrainConfig};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -21,9 +21,9 @@ pub fn random(seed: u64, count: usize) -> Vec<f32> {
 }
 
 /// A dictionary with nothing special about it: no unit rows, encoder and decoder unrelated.
-pub fn random_sae(seed: u64, d: usize, m: usize, k: usize) -> TopKSae {
+pub fn random_sae(seed: u64, d: usize, m: usize, k: usize) -> Sae {
     let bias = random(seed + 2, m).iter().map(|b| b - 0.5).collect();
-    TopKSae::new(
+    Sae::top_k(
         k,
         random(seed, m * d),
         bias,
@@ -34,17 +34,17 @@ pub fn random_sae(seed: u64, d: usize, m: usize, k: usize) -> TopKSae {
 }
 
 /// `±` unit vectors, all of them allowed: every activation is reconstructed exactly.
-pub fn identity_sae(d: usize) -> TopKSae {
+pub fn identity_sae(d: usize) -> Sae {
     let mut rows = vec![0.0; 2 * d * d];
     for i in 0..d {
         rows[i * d + i] = 1.0;
         rows[(d + i) * d + i] = -1.0;
     }
-    TopKSae::new(2 * d, rows.clone(), vec![0.0; 2 * d], rows, vec![0.0; d]).unwrap()
+    Sae::top_k(2 * d, rows.clone(), vec![0.0; 2 * d], rows, vec![0.0; d]).unwrap()
 }
 
 /// A feature's code on each activation, densely, in f64: the definition.
-pub fn dense_codes(sae: &TopKSae, x: &[f32]) -> Vec<Vec<f64>> {
+pub fn dense_codes(sae: &Sae, x: &[f32]) -> Vec<Vec<f64>> {
     let (d, m) = (sae.d(), sae.n_features());
     x.chunks_exact(d)
         .map(|x| {
@@ -62,7 +62,7 @@ pub fn dense_codes(sae: &TopKSae, x: &[f32]) -> Vec<Vec<f64>> {
             let mut order: Vec<usize> = (0..m).collect();
             order.sort_by(|&a, &b| pre[b].total_cmp(&pre[a]));
             let mut codes = vec![0.0; m];
-            for &i in order.iter().take(sae.k()) {
+            for &i in order.iter().take(sae.k().unwrap()) {
                 codes[i] = pre[i].max(0.0);
             }
             codes
@@ -71,7 +71,7 @@ pub fn dense_codes(sae: &TopKSae, x: &[f32]) -> Vec<Vec<f64>> {
 }
 
 /// The reconstruction of dense codes.
-pub fn dense_decode(sae: &TopKSae, codes: &[Vec<f64>]) -> Vec<f32> {
+pub fn dense_decode(sae: &Sae, codes: &[Vec<f64>]) -> Vec<f32> {
     let d = sae.d();
     let mut out = Vec::new();
     for codes in codes {

@@ -17,7 +17,7 @@ use pullback_artifact::{Control, Manifest, read_json, write_atomic, write_json};
 use pullback_model::{GenerateOptions, Intervention, Message, Model, Site};
 use pullback_report::change_report::most_frequent;
 use pullback_sae::saelens::save_sparsity;
-use pullback_sae::{FeaturePages, SaeResult, TopKSae, TrainConfig as SaeConfig, Training};
+use pullback_sae::{FeaturePages, Sae, SaeResult, TrainConfig as SaeConfig, Training};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -336,7 +336,7 @@ fn evaluated(
     clock: &mut Clock,
     model: &Model,
     store: &ActivationStore,
-    sae: &TopKSae,
+    sae: &Sae,
     training: &Training,
     path: &Path,
 ) -> anyhow::Result<SaeResult> {
@@ -414,7 +414,7 @@ fn answers(app: &App, model: &Model, adapter: &ResidualAdapter) -> anyhow::Resul
 /// A few words that every feature that a hidden unit reads or writes fires on, to name it by.
 fn labels(
     explanation: &Explanation,
-    sae: &TopKSae,
+    sae: &Sae,
     store: &ActivationStore,
     model: &Model,
     control: &Control,

@@ -98,7 +98,7 @@ fn sae_facts(story: &Story<'_>) -> SaeFacts {
     };
     SaeFacts {
         features: sae.features,
-        k: sae.k,
+        k: sae.k.unwrap_or(0),
         explained_variance: sae.explained_variance,
         l0: sae.l0,
         dead_fraction: sae.dead_fraction,

@@ -6,8 +6,7 @@ use std::sync::Arc;
 use pullback_activations::ActivationStore;
 use pullback_model::Model;
 use pullback_sae::{
-    Dictionary, SaeResult, TopKSae, cross_entropy_score, evaluate_reconstruction, load,
-    load_training,
+    Dictionary, Sae, SaeResult, cross_entropy_score, evaluate_reconstruction, load, load_training,
 };
 
 use crate::context::App;
@@ -51,7 +50,7 @@ pub(crate) fn evaluate(
     app: &App,
     model: &Model,
     store: &ActivationStore,
-    sae: TopKSae,
+    sae: Sae,
     train_tokens: usize,
     train_tokens_per_second: f64,
 ) -> anyhow::Result<(SaeResult, Vec<f32>)> {
