@@ -9,6 +9,6 @@ mod product;
 mod select;
 
 pub use codes::{ByFeature, SparseCodes};
-pub use encode::{Candidates, Encoded, encode_each, encode_top_k};
+pub use encode::{Candidates, Encoded, encode_each, encode_top_k, encode_where};
 pub use product::{add_scaled, decode, dot, dots_with_rows};
 pub use select::select_top;

@@ -9,6 +9,8 @@
 mod dictionary;
 mod error;
 mod features;
+mod kinds;
+mod learn;
 pub mod metrics;
 mod sae;
 pub mod saelens;
@@ -18,10 +20,12 @@ mod train;
 pub use dictionary::Dictionary;
 pub use error::SaeError;
 pub use features::{Example, FeaturePage, FeaturePages, TokenWeights};
+pub use kinds::{JumpReluSparsity, KindConfig};
+pub use learn::AuxLoss;
 pub use pullback_kernels::sparse::SparseCodes;
 pub use sae::{Normalization, Sae, SaeParts, Selection};
 pub use splice::{CrossEntropy, Splice, cross_entropy_score};
 pub use train::{
-    CurvePoint, SAE_KIND, SaeResult, TrainConfig, Trained, Training, evaluate_reconstruction, load,
-    load_training, train,
+    CurvePoint, SAE_KIND, SaeResult, Schedule, TrainConfig, Trained, Training,
+    evaluate_reconstruction, load, load_training, train,
 };

@@ -19,7 +19,7 @@ use pullback_activations::{ActivationStore, Flags, STORE_KIND, StoreInfo};
 use pullback_artifact::{Control, Manifest, PartialDir, read_json, write_json};
 use pullback_model::Site;
 use pullback_sae::{
-    CrossEntropy, Dictionary, SAE_KIND, Sae, SaeError, SaeResult, TrainConfig,
+    CrossEntropy, Dictionary, KindConfig, SAE_KIND, Sae, SaeError, SaeResult, TrainConfig,
     evaluate_reconstruction, load, load_training, train,
 };
 use rand::{RngExt, SeedableRng};
@@ -112,7 +112,7 @@ fn features_that_made_the_data_are_found() {
         passes: 20,
         batch: 128,
         lr: 3e-3,
-        ..TrainConfig::new(64, active, 1)
+        ..TrainConfig::new(64, KindConfig::TopK { k: active }, 1)
     };
     let out = train(&store, &config, &dir.path().join("sae"), &Control::hidden()).unwrap();
     let held_out = store.normal_rows(true);
@@ -340,8 +340,14 @@ fn what_cannot_be_trained_is_refused_in_words() {
         assert!(!out.exists());
         error
     };
-    assert_has(&refused(&|c| c.k = 0), &["k is 0", "64"]);
-    assert_has(&refused(&|c| c.k = 65), &["k is 65", "64"]);
+    assert_has(
+        &refused(&|c| c.kind = KindConfig::TopK { k: 0 }),
+        &["k is 0", "64"],
+    );
+    assert_has(
+        &refused(&|c| c.kind = KindConfig::TopK { k: 65 }),
+        &["k is 65", "64"],
+    );
     assert_has(&refused(&|c| c.batch = 601), &["600 rows", "601"]);
     assert_has(&refused(&|c| c.batch = 0), &["one row in a batch"]);
     assert_has(&refused(&|c| c.passes = 0), &["one pass"]);

@@ -174,3 +174,37 @@ fn select_rows<T: Real>(
     }
     Encoded { codes, among }
 }
+
+/// Pre-activations of `x [n, d]` that `keep`, called with the feature and the pre-activation, wants.
+///
+/// # Panics
+/// If the shapes do not agree.
+pub fn encode_where<T: Real>(
+    x: &[T],
+    encoder: &[T],
+    bias: &[T],
+    keep: impl Fn(usize, T) -> bool + Sync,
+) -> SparseCodes<T> {
+    let m = bias.len();
+    let parts = each_part(x, encoder, bias, |pre| {
+        let mut codes = SparseCodes::new();
+        let (mut places, mut values) = (Vec::new(), Vec::new());
+        for row in pre.chunks_exact(m) {
+            places.clear();
+            values.clear();
+            for (feature, &pre) in row.iter().enumerate() {
+                if keep(feature, pre) {
+                    places.push(feature as u32);
+                    values.push(pre);
+                }
+            }
+            codes.push(&places, &values);
+        }
+        codes
+    });
+    let mut all = SparseCodes::new();
+    for part in &parts {
+        all.append(part);
+    }
+    all
+}

@@ -8,9 +8,9 @@ use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
 
-use super::step::{Moments, Parameters};
 use super::{CurvePoint, TrainConfig};
 use crate::SaeError;
+use crate::learn::{Moments, Parameters};
 
 /// The file; `finish` takes it out of the artifact.
 const FILE: &str = "checkpoint.safetensors";
@@ -23,6 +23,8 @@ pub(super) struct Progress {
     pub(super) store: String,
     pub(super) step: usize,
     pub(super) curve: Vec<CurvePoint>,
+    /// What the kind remembers of earlier batches.
+    pub(super) memory: Vec<f64>,
     pub(super) loss_sum: f64,
     pub(super) loss_steps: u32,
 }
@@ -50,12 +52,7 @@ impl Checkpoint {
             ("first", &self.moments.first),
             ("second", &self.moments.second),
         ] {
-            for (name, values) in [
-                ("encoder", &parameters.encoder),
-                ("encoder_bias", &parameters.encoder_bias),
-                ("decoder", &parameters.decoder),
-                ("decoder_bias", &parameters.decoder_bias),
-            ] {
+            for (name, values) in parameters.named() {
                 let view = TensorView::new(Dtype::F32, vec![values.len()], cast_slice(values));
                 tensors.push((
                     format!("{prefix}.{name}"),
@@ -107,6 +104,11 @@ impl Checkpoint {
                 .map_err(|error| wrong(format!("{name}: {error}")))?;
             Ok(pod_collect_to_vec(view.data()))
         };
+        let extras = tensors
+            .names()
+            .iter()
+            .filter(|name| name.starts_with("parameters.extra_"))
+            .count();
         let parameters = |prefix: &str| -> Result<Parameters<f32>, SaeError> {
             let decoder_bias = floats(format!("{prefix}.decoder_bias"))?;
             let parameters = Parameters {
@@ -115,6 +117,9 @@ impl Checkpoint {
                 encoder_bias: floats(format!("{prefix}.encoder_bias"))?,
                 decoder: floats(format!("{prefix}.decoder"))?,
                 decoder_bias,
+                extras: (0..extras)
+                    .map(|i| floats(format!("{prefix}.extra_{i}")))
+                    .collect::<Result<_, _>>()?,
             };
             let size = progress.config.features * parameters.d;
             if parameters.encoder.len() != size || parameters.decoder.len() != size {

@@ -10,7 +10,7 @@
 pub mod base;
 
 use pullback_activations::ActivationStore;
-use pullback_sae::{Dictionary, Sae, TrainConfig};
+use pullback_sae::{Dictionary, KindConfig, Sae, TrainConfig};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -101,6 +101,6 @@ pub fn train_config() -> TrainConfig {
         batch: 32,
         lr: 3e-3,
         dead_after_tokens: Some(64),
-        ..TrainConfig::new(64, 4, 5)
+        ..TrainConfig::new(64, KindConfig::TopK { k: 4 }, 5)
     }
 }

@@ -17,7 +17,7 @@ use pullback_artifact::{Control, Manifest, read_json, write_atomic, write_json};
 use pullback_model::{GenerateOptions, Intervention, Message, Model, Site};
 use pullback_report::change_report::most_frequent;
 use pullback_sae::saelens::save_sparsity;
-use pullback_sae::{FeaturePages, Sae, SaeResult, TrainConfig as SaeConfig, Training};
+use pullback_sae::{FeaturePages, KindConfig, Sae, SaeResult, TrainConfig as SaeConfig, Training};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -203,7 +203,7 @@ pub(crate) fn run(app: &App, arguments: &Arguments) -> anyhow::Result<()> {
 
     let mut config = SaeConfig::new(
         arguments.features.unwrap_or(8 * store.info().d),
-        arguments.k,
+        KindConfig::TopK { k: arguments.k },
         arguments.seed,
     );
     config.passes = arguments.passes.unwrap_or(config.passes);

@@ -6,8 +6,8 @@ pub(crate) mod train;
 /// Commands under `sae`.
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {
-    /// Train a TopK autoencoder on a store
-    Train(train::Arguments),
+    /// Train a dictionary of any kind on a store
+    Train(Box<train::Arguments>),
     /// Judge an autoencoder on a store's held-out text
     Eval(eval::Arguments),
 }

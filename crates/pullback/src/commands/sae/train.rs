@@ -1,4 +1,4 @@
-//! `pullback sae train`: train a TopK autoencoder on a store.
+//! `pullback sae train`: train a dictionary on a store.
 
 use std::path::PathBuf;
 
@@ -6,7 +6,7 @@ use anyhow::bail;
 use pullback_activations::ActivationStore;
 use pullback_artifact::write_json;
 use pullback_sae::saelens::save_sparsity;
-use pullback_sae::{TrainConfig, Trained, train};
+use pullback_sae::{AuxLoss, JumpReluSparsity, KindConfig, Schedule, TrainConfig, Trained, train};
 
 use super::eval::{describe, evaluate};
 use crate::context::{App, make_room};
@@ -23,9 +23,24 @@ pub(crate) struct Arguments {
     /// Number of features; default: 8 times the width of the activations
     #[arg(long)]
     features: Option<usize>,
-    /// Active features a token
+    /// The kind of dictionary
+    #[arg(long, default_value = "topk", value_parser = KindConfig::NAMES)]
+    kind: String,
+    /// Active features a token: of the kinds topk, batchtopk and matryoshka, and what jumprelu aims at
     #[arg(long, default_value_t = 32)]
     k: usize,
+    /// Weight of the sparsity loss: L1 of relu and gated, (L0/k - 1)^2 of jumprelu
+    #[arg(long)]
+    sparsity: Option<f64>,
+    /// The widths of a matryoshka dictionary, ascending; the last is --features
+    #[arg(long, value_delimiter = ',', value_name = "N,N,...")]
+    widths: Option<Vec<usize>>,
+    /// Width of the window in which thresholds of jumprelu have a gradient
+    #[arg(long)]
+    bandwidth: Option<f64>,
+    /// Tokens to train on, in as many passes as it takes
+    #[arg(long, conflicts_with = "passes")]
+    tokens: Option<usize>,
     /// Passes over the store
     #[arg(long)]
     passes: Option<usize>,
@@ -35,9 +50,30 @@ pub(crate) struct Arguments {
     /// Peak learning rate
     #[arg(long)]
     lr: Option<f64>,
-    /// Weight of the auxiliary loss for dead features
+    /// The course of the learning rate between warm-up and decay
+    #[arg(long, default_value = "constant", value_parser = ["constant", "cosine"])]
+    schedule: String,
+    /// Share of the steps over which the learning rate rises from zero
+    #[arg(long)]
+    warmup: Option<f64>,
+    /// Share of the steps, at the end, over which it falls to zero
+    #[arg(long)]
+    decay: Option<f64>,
+    /// Share of the steps over which the weight of the sparsity loss rises from zero
+    #[arg(long)]
+    sparsity_warmup: Option<f64>,
+    /// Shorten gradients that are longer than this
+    #[arg(long)]
+    clip: Option<f64>,
+    /// The auxiliary loss for dead features of topk, batchtopk and matryoshka
+    #[arg(long, default_value = "openai", value_parser = ["openai", "saelens", "sparsify"])]
+    aux_loss: String,
+    /// Its weight
     #[arg(long)]
     aux_coefficient: Option<f64>,
+    /// A feature is dead when it has not fired for so many tokens; default: a fifth of a pass
+    #[arg(long)]
+    dead_after: Option<usize>,
     /// Seed of the start and of the order of rows
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -52,14 +88,66 @@ pub(crate) struct Arguments {
     force: bool,
 }
 
+impl Arguments {
+    /// The settings asked for, the usual ones where nothing is.
+    fn config(&self, features: usize) -> anyhow::Result<TrainConfig> {
+        let mut kind = KindConfig::named(&self.kind, features, self.k)?;
+        let unfit = |option: &str| anyhow::anyhow!("--{option} is not for the kind {}", self.kind);
+        if let Some(asked) = self.sparsity {
+            match &mut kind {
+                KindConfig::Relu { weight }
+                | KindConfig::Gated { weight }
+                | KindConfig::JumpRelu {
+                    sparsity: JumpReluSparsity::Quadratic { weight, .. },
+                    ..
+                } => *weight = asked,
+                _ => return Err(unfit("sparsity")),
+            }
+        }
+        if let Some(asked) = &self.widths {
+            match &mut kind {
+                KindConfig::Matryoshka { widths, .. } => widths.clone_from(asked),
+                _ => return Err(unfit("widths")),
+            }
+        }
+        if let Some(asked) = self.bandwidth {
+            match &mut kind {
+                KindConfig::JumpRelu { bandwidth, .. } => *bandwidth = asked,
+                _ => return Err(unfit("bandwidth")),
+            }
+        }
+        let aux_loss = match self.aux_loss.as_str() {
+            "saelens" => AuxLoss::Saelens,
+            "sparsify" => AuxLoss::Sparsify,
+            _ => AuxLoss::Openai,
+        };
+        let usual = TrainConfig::new(features, kind, self.seed);
+        Ok(TrainConfig {
+            passes: self.passes.unwrap_or(usual.passes),
+            tokens: self.tokens,
+            batch: self.batch.unwrap_or(usual.batch),
+            lr: self.lr.unwrap_or(usual.lr),
+            schedule: if self.schedule == "cosine" {
+                Schedule::Cosine
+            } else {
+                Schedule::Constant
+            },
+            warmup: self.warmup.unwrap_or(usual.warmup),
+            decay: self.decay.unwrap_or(usual.decay),
+            sparsity_warmup: self.sparsity_warmup.unwrap_or(usual.sparsity_warmup),
+            clip: self.clip,
+            aux_loss,
+            aux_coefficient: self.aux_coefficient.unwrap_or(aux_loss.usual_weight()),
+            dead_after_tokens: self.dead_after,
+            ..usual
+        })
+    }
+}
+
 pub(crate) fn run(app: &App, arguments: &Arguments) -> anyhow::Result<()> {
     let store = ActivationStore::open(&arguments.store)?;
     let features = arguments.features.unwrap_or(8 * store.info().d);
-    let mut config = TrainConfig::new(features, arguments.k, arguments.seed);
-    config.passes = arguments.passes.unwrap_or(config.passes);
-    config.batch = arguments.batch.unwrap_or(config.batch);
-    config.lr = arguments.lr.unwrap_or(config.lr);
-    config.aux_coefficient = arguments.aux_coefficient.unwrap_or(config.aux_coefficient);
+    let config = arguments.config(features)?;
     if store.info().held_out == 0 {
         bail!(
             "{} holds no held-out text to judge the autoencoder on: harvest with --held-out above 0",

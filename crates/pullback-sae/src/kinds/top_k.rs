@@ -1,0 +1,101 @@
+//! TopK (Gao et al., arXiv 2406.04093).
+
+use pullback_kernels::Real;
+use pullback_kernels::sparse::{Candidates, SparseCodes, decode, dots_with_rows, encode_top_k};
+
+use super::Kind;
+use crate::learn::{
+    Aux, Batch, Parameters, Part, Step, auxiliary, centred, differences, mean_slope, scale,
+};
+use crate::{AuxLoss, Selection};
+
+pub(crate) struct TopK {
+    pub(crate) k: usize,
+    pub(crate) aux: Option<Aux>,
+}
+
+impl<T: Real> Kind<T> for TopK {
+    fn batch(&mut self, parameters: &Parameters<T>, x: &[T], step: &Step<'_>) -> Batch<T> {
+        let centred = centred(parameters, x);
+        // Candidates are chosen above zero, as all variants but SAELens's do.
+        let candidates = self
+            .aux
+            .filter(|aux| aux.loss != AuxLoss::Saelens && aux.weight > 0.0 && !step.dead.is_empty())
+            .map(|aux| Candidates {
+                features: step.dead,
+                k: aux.k,
+            });
+        let encoded = encode_top_k(
+            &centred,
+            &parameters.encoder,
+            &parameters.encoder_bias,
+            self.k,
+            candidates,
+        );
+        reconstruct(
+            parameters,
+            (x, centred),
+            encoded.codes,
+            (self.aux, encoded.among),
+            step,
+        )
+    }
+
+    fn selection(&self, _: &Parameters<T>, _: f64) -> Selection {
+        Selection::TopK { k: self.k }
+    }
+}
+
+/// The batch whose codes are given, reconstructed once, with the auxiliary loss.
+pub(super) fn reconstruct<T: Real>(
+    parameters: &Parameters<T>,
+    (x, centred): (&[T], Vec<T>),
+    codes: SparseCodes<T>,
+    (aux, dead_codes): (Option<Aux>, Option<SparseCodes<T>>),
+    step: &Step<'_>,
+) -> Batch<T> {
+    let d = parameters.d;
+    let n = (x.len() / d) as f64;
+    let mut slope = decode(&codes, &parameters.decoder, &parameters.decoder_bias);
+    // From here on `slope` is x̂ − x, then its multiple.
+    let squares = differences(&mut slope, x, d);
+    let mut bias_slope = vec![0.0; d];
+    let auxiliary = aux.and_then(|aux| {
+        auxiliary(
+            parameters,
+            (x, &centred, &slope),
+            aux,
+            step,
+            dead_codes,
+            &mut bias_slope,
+        )
+    });
+    scale(&mut slope, 2.0 / (n * step.variance));
+    mean_slope(&mut bias_slope, &slope);
+    let slopes = dots_with_rows(&codes, &parameters.decoder, &slope);
+    let mut batch = Batch {
+        reconstruction: squares / (n * step.variance),
+        sparsity: 0.0,
+        auxiliary: 0.0,
+        active: codes.active(),
+        fired: fired(&codes, parameters.features()),
+        centred,
+        parts: vec![Part::new(&codes, slope, slopes, parameters.features())],
+        dense: None,
+        bias_slope,
+    };
+    if let Some(auxiliary) = auxiliary {
+        batch.auxiliary = auxiliary.loss;
+        batch.parts.push(auxiliary.part);
+    }
+    batch
+}
+
+/// Which features are active on some token.
+pub(super) fn fired<T: Real>(codes: &SparseCodes<T>, features: usize) -> Vec<bool> {
+    let mut fired = vec![false; features];
+    for &feature in codes.features() {
+        fired[feature as usize] = true;
+    }
+    fired
+}

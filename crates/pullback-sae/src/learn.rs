@@ -1,0 +1,27 @@
+//! What all kinds share in training: parameters, a batch's losses and gradients, the update.
+
+mod batch;
+mod dead;
+mod elementwise;
+mod parameters;
+mod update;
+
+pub(crate) use batch::{Batch, Part, centred, differences, mean_slope, scale};
+pub use dead::AuxLoss;
+pub(crate) use dead::{Aux, auxiliary};
+pub(crate) use elementwise::{Elementwise, Gradient, elementwise_batch};
+pub(crate) use parameters::{Adam, Moments, Parameters};
+#[cfg(test)]
+pub(crate) use update::Sums;
+pub(crate) use update::update;
+
+/// What the losses of a batch hang on beside the parameters and the activations.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Step<'a> {
+    /// Variance of the activations about their mean, summed over coordinates: the unit of all losses.
+    pub(crate) variance: f64,
+    /// Dead features, ascending.
+    pub(crate) dead: &'a [u32],
+    /// Share of the sparsity loss's weight that has been reached.
+    pub(crate) sparsity: f64,
+}

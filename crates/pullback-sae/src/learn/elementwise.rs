@@ -1,0 +1,397 @@
+//! Batches of kinds in which each feature decides for itself whether it is active.
+//!
+//! At the start of training half of the features are active on a token, and dense products are fastest; later few are,
+//! and only they are touched. The way is chosen by the share of entries that mattered in the batch before.
+
+use pullback_kernels::sparse::{SparseCodes, decode, dots_with_rows, encode_where};
+use pullback_kernels::{Matrix, MatrixMut, Real, Threads, matmul, product};
+use rayon::prelude::*;
+
+use super::batch::Dense;
+use super::{Batch, Parameters, Part, Step, centred, differences, mean_slope, scale};
+
+/// Share of entries above which dense products are faster.
+const DENSE: f64 = 0.04;
+/// Numbers in a block of codes.
+const BLOCK: usize = 1 << 22;
+
+/// Gradients of one entry.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Gradient<T> {
+    /// In what the encoder makes of the activation.
+    pub(crate) encoder: T,
+    /// In the encoder bias.
+    pub(crate) bias: T,
+    /// In what the kind adds.
+    pub(crate) extras: [T; 2],
+}
+
+/// What one kind makes of a feature's pre-activation.
+pub(crate) trait Elementwise<T>: Sync {
+    /// Whether there is a second reconstruction, by codes of its own and a decoder that is not differentiated.
+    const FROZEN: bool = false;
+
+    /// The code.
+    fn code(&self, feature: usize, pre: T) -> T;
+
+    /// The code of the second reconstruction.
+    fn frozen_code(&self, _feature: usize, _pre: T) -> T
+    where
+        T: Real,
+    {
+        T::zero()
+    }
+
+    /// Whether an entry has a code, a loss or a gradient.
+    fn matters(&self, feature: usize, pre: T) -> bool;
+
+    /// Told before losses and gradients are asked for: active features a token, and tokens.
+    fn counted(&mut self, _active: f64, _tokens: usize) {}
+
+    /// The entry's share of the sparsity loss, in units of the loss.
+    fn penalty(&self, feature: usize, pre: T) -> f64;
+
+    /// What of the sparsity loss does not belong to an entry.
+    fn shared_penalty(&self) -> f64 {
+        0.0
+    }
+
+    /// Gradients, given those of the two reconstructions' losses in the two codes. The sparsity loss is included.
+    fn gradient(&self, feature: usize, pre: T, code: T, frozen: T) -> Gradient<T>;
+}
+
+/// Losses and gradients of a batch. `share` is that of the entries that mattered in the last batch, and is brought up to
+/// date.
+pub(crate) fn elementwise_batch<T: Real, E: Elementwise<T>>(
+    parameters: &Parameters<T>,
+    x: &[T],
+    step: &Step<'_>,
+    kind: E,
+    share: &mut f64,
+) -> Batch<T> {
+    let entries = (x.len() / parameters.d * parameters.features()) as f64;
+    let (batch, mattered) = if *share > DENSE {
+        dense(parameters, x, step, kind)
+    } else {
+        sparse(parameters, x, step, kind)
+    };
+    *share = mattered as f64 / entries;
+    batch
+}
+
+/// `Σ‖x − x̂‖²` becomes the loss, `x̂ − x` its gradient.
+fn finish<T: Real>(reconstruction: &mut [T], x: &[T], d: usize, variance: f64) -> f64 {
+    let n = (x.len() / d) as f64;
+    let squares = differences(reconstruction, x, d);
+    scale(reconstruction, 2.0 / (n * variance));
+    squares / (n * variance)
+}
+
+fn sparse<T: Real, E: Elementwise<T>>(
+    parameters: &Parameters<T>,
+    x: &[T],
+    step: &Step<'_>,
+    mut kind: E,
+) -> (Batch<T>, usize) {
+    let (d, m) = (parameters.d, parameters.features());
+    let n = x.len() / d;
+    let centred = centred(parameters, x);
+    let pre = encode_where(
+        &centred,
+        &parameters.encoder,
+        &parameters.encoder_bias,
+        |feature, pre| kind.matters(feature, pre),
+    );
+    let map = |code: &dyn Fn(usize, T) -> T| -> Vec<T> {
+        let entries = pre.features().iter().zip(pre.values());
+        entries.map(|(&i, &pre)| code(i as usize, pre)).collect()
+    };
+    let codes = map(&|i, pre| kind.code(i, pre));
+    let (mut fired, mut active) = (vec![false; m], 0);
+    for (&feature, &code) in pre.features().iter().zip(&codes) {
+        if code != T::zero() {
+            fired[feature as usize] = true;
+            active += 1;
+        }
+    }
+    kind.counted(active as f64 / n as f64, n);
+    let entries = pre.features().iter().zip(pre.values());
+    let penalties: f64 = entries
+        .clone()
+        .map(|(&i, &pre)| kind.penalty(i as usize, pre))
+        .sum();
+    let coded = pre.with_values(codes);
+    let mut slope = decode(&coded, &parameters.decoder, &parameters.decoder_bias);
+    let mut reconstruction = finish(&mut slope, x, d, step.variance);
+    let mut bias_slope = vec![0.0; d];
+    mean_slope(&mut bias_slope, &slope);
+    let slopes = dots_with_rows(&coded, &parameters.decoder, &slope);
+    let frozen_slopes = if E::FROZEN {
+        let frozen = pre.with_values(map(&|i, pre| kind.frozen_code(i, pre)));
+        let mut slope = decode(&frozen, &parameters.decoder, &parameters.decoder_bias);
+        reconstruction += finish(&mut slope, x, d, step.variance);
+        dots_with_rows(&frozen, &parameters.decoder, &slope)
+    } else {
+        vec![T::zero(); slopes.len()]
+    };
+    let gradients: Vec<Gradient<T>> = entries
+        .zip(slopes.iter().zip(&frozen_slopes))
+        .map(|((&i, &pre), (&code, &frozen))| kind.gradient(i as usize, pre, code, frozen))
+        .collect();
+    let extras = (0..parameters.extras.len())
+        .map(|e| gradients.iter().map(|g| g.extras[e]).collect())
+        .collect();
+    let mattered = pre.active();
+    let part = Part::of_entries(
+        &pre,
+        coded.values().to_vec(),
+        slope,
+        (
+            gradients.iter().map(|g| g.encoder).collect(),
+            Some(gradients.iter().map(|g| g.bias).collect()),
+        ),
+        extras,
+        m,
+    );
+    let batch = Batch {
+        reconstruction,
+        sparsity: penalties + kind.shared_penalty(),
+        auxiliary: 0.0,
+        active,
+        fired,
+        centred,
+        parts: vec![part],
+        dense: None,
+        bias_slope,
+    };
+    (batch, mattered)
+}
+
+/// Of some rows: penalties, entries that matter, sums of gradients over the rows.
+struct Columns<T> {
+    penalties: f64,
+    mattered: usize,
+    encoder: Vec<T>,
+    bias: Vec<T>,
+    extras: Vec<Vec<T>>,
+}
+
+fn dense<T: Real, E: Elementwise<T>>(
+    parameters: &Parameters<T>,
+    x: &[T],
+    step: &Step<'_>,
+    mut kind: E,
+) -> (Batch<T>, usize) {
+    let (d, m) = (parameters.d, parameters.features());
+    let n = x.len() / d;
+    let centred = centred(parameters, x);
+    let encoder = Matrix::new(&parameters.encoder, m, d, d);
+    let decoder = Matrix::new(&parameters.decoder, m, d, d);
+    let mut pre = product(
+        Matrix::new(&centred, n, d, d),
+        encoder.transposed(),
+        Threads::All,
+    );
+    pre.par_chunks_mut(m).for_each(|row| {
+        for (pre, &b) in row.iter_mut().zip(&parameters.encoder_bias) {
+            *pre += b;
+        }
+    });
+    let (fired, active) = count(&pre, m, &kind);
+    kind.counted(active as f64 / n as f64, n);
+
+    let mut total = Dense {
+        encoder: vec![T::zero(); m * d],
+        decoder: vec![T::zero(); m * d],
+        encoder_sums: vec![T::zero(); m],
+        bias: vec![T::zero(); m],
+        extras: vec![vec![T::zero(); m]; parameters.extras.len()],
+    };
+    let mut bias_slope = vec![0.0; d];
+    let (mut reconstruction, mut penalties, mut mattered) = (0.0, 0.0, 0);
+    let rows = (BLOCK / m).clamp(64, n.max(64));
+    // The loss is a mean over all rows of the batch.
+    let variance = step.variance * n as f64;
+    let decoded = |codes: &[T], rows: usize| {
+        let mut out: Vec<T> = parameters.decoder_bias.repeat(rows);
+        matmul(
+            MatrixMut::new(&mut out, rows, d, d),
+            Matrix::new(codes, rows, m, m),
+            decoder,
+            T::one(),
+            T::one(),
+            Threads::All,
+        );
+        out
+    };
+    for (number, pre) in pre.chunks(rows * m).enumerate() {
+        let rows = pre.len() / m;
+        let span = number * BLOCK.div_euclid(m).clamp(64, n.max(64)) * d;
+        let (x, centred) = (&x[span..span + rows * d], &centred[span..span + rows * d]);
+        let per_row = variance / rows as f64;
+        let codes = mapped(pre, m, |i, pre| kind.code(i, pre));
+        let mut slope = decoded(&codes, rows);
+        reconstruction += finish(&mut slope, x, d, per_row);
+        mean_slope(&mut bias_slope, &slope);
+        let back = |slope: &[T]| {
+            product(
+                Matrix::new(slope, rows, d, d),
+                decoder.transposed(),
+                Threads::All,
+            )
+        };
+        let mut slopes = back(&slope);
+        matmul(
+            MatrixMut::new(&mut total.decoder, m, d, d),
+            Matrix::new(&codes, rows, m, m).transposed(),
+            Matrix::new(&slope, rows, d, d),
+            T::one(),
+            T::one(),
+            Threads::All,
+        );
+        drop(codes);
+        let frozen = E::FROZEN.then(|| {
+            let codes = mapped(pre, m, |i, pre| kind.frozen_code(i, pre));
+            let mut slope = decoded(&codes, rows);
+            reconstruction += finish(&mut slope, x, d, per_row);
+            back(&slope)
+        });
+        // From here on `slopes` are those of what the encoder makes.
+        let columns = gradients(&kind, pre, &mut slopes, frozen.as_deref(), m, &total);
+        for columns in columns {
+            penalties += columns.penalties;
+            mattered += columns.mattered;
+            add(&mut total.encoder_sums, &columns.encoder);
+            add(&mut total.bias, &columns.bias);
+            for (total, extra) in total.extras.iter_mut().zip(&columns.extras) {
+                add(total, extra);
+            }
+        }
+        matmul(
+            MatrixMut::new(&mut total.encoder, m, d, d),
+            Matrix::new(&slopes, rows, m, m).transposed(),
+            Matrix::new(centred, rows, d, d),
+            T::one(),
+            T::one(),
+            Threads::All,
+        );
+    }
+    let batch = Batch {
+        reconstruction,
+        sparsity: penalties + kind.shared_penalty(),
+        auxiliary: 0.0,
+        active,
+        fired,
+        centred,
+        parts: Vec::new(),
+        dense: Some(total),
+        bias_slope,
+    };
+    (batch, mattered)
+}
+
+fn add<T: Real>(total: &mut [T], more: &[T]) {
+    for (total, &more) in total.iter_mut().zip(more) {
+        *total += more;
+    }
+}
+
+/// Which features have a code on some token, and how many codes there are.
+fn count<T: Real, E: Elementwise<T>>(pre: &[T], m: usize, kind: &E) -> (Vec<bool>, usize) {
+    pre.par_chunks(64 * m)
+        .map(|rows| {
+            let (mut fired, mut active) = (vec![false; m], 0);
+            for row in rows.chunks_exact(m) {
+                for (feature, &pre) in row.iter().enumerate() {
+                    if kind.code(feature, pre) != T::zero() {
+                        fired[feature] = true;
+                        active += 1;
+                    }
+                }
+            }
+            (fired, active)
+        })
+        .reduce(
+            || (vec![false; m], 0),
+            |mut left, right| {
+                for (left, right) in left.0.iter_mut().zip(right.0) {
+                    *left |= right;
+                }
+                (left.0, left.1 + right.1)
+            },
+        )
+}
+
+fn mapped<T: Real>(pre: &[T], m: usize, code: impl Fn(usize, T) -> T + Sync) -> Vec<T> {
+    let mut codes = pre.to_vec();
+    codes.par_chunks_mut(m).for_each(|row| {
+        for (feature, x) in row.iter_mut().enumerate() {
+            *x = code(feature, *x);
+        }
+    });
+    codes
+}
+
+/// Turns gradients in the codes into those in what the encoder makes, in place; the sums of groups of 64 rows.
+fn gradients<T: Real, E: Elementwise<T>>(
+    kind: &E,
+    pre: &[T],
+    slopes: &mut [T],
+    frozen: Option<&[T]>,
+    m: usize,
+    like: &Dense<T>,
+) -> Vec<Columns<T>> {
+    slopes
+        .par_chunks_mut(64 * m)
+        .zip(pre.par_chunks(64 * m))
+        .enumerate()
+        .map(|(group, (slopes, pre))| {
+            let mut sums = Columns {
+                penalties: 0.0,
+                mattered: 0,
+                encoder: vec![T::zero(); m],
+                bias: vec![T::zero(); m],
+                extras: vec![vec![T::zero(); m]; like.extras.len()],
+            };
+            for (row, (slopes, pre)) in slopes
+                .chunks_exact_mut(m)
+                .zip(pre.chunks_exact(m))
+                .enumerate()
+            {
+                let frozen = frozen.map(|frozen| &frozen[(group * 64 + row) * m..][..m]);
+                for (feature, (slope, &pre)) in slopes.iter_mut().zip(pre).enumerate() {
+                    if !kind.matters(feature, pre) {
+                        *slope = T::zero();
+                        continue;
+                    }
+                    let second = frozen.map_or(T::zero(), |frozen| frozen[feature]);
+                    let found = kind.gradient(feature, pre, *slope, second);
+                    sums.penalties += kind.penalty(feature, pre);
+                    sums.mattered += 1;
+                    *slope = found.encoder;
+                    sums.encoder[feature] += found.encoder;
+                    sums.bias[feature] += found.bias;
+                    for (sum, extra) in sums.extras.iter_mut().zip(found.extras) {
+                        sum[feature] += extra;
+                    }
+                }
+            }
+            sums
+        })
+        .collect()
+}
+
+/// Sparse codes with their values replaced, one an entry.
+trait WithValues<T> {
+    fn with_values(&self, values: Vec<T>) -> SparseCodes<T>;
+}
+
+impl<T: Real> WithValues<T> for SparseCodes<T> {
+    fn with_values(&self, values: Vec<T>) -> Self {
+        let mut codes = Self::new();
+        for token in 0..self.tokens() {
+            codes.push(self.token(token).0, &values[self.span(token)]);
+        }
+        codes
+    }
+}
