@@ -6,6 +6,7 @@ use burn::tensor::{Tensor, TensorData};
 use pullback_activations::ActivationStore;
 use pullback_artifact::Control;
 use pullback_model::{Edit, Input, Intervention, Model, Place, Rows, RunOptions, Site, Zero};
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::{Dictionary, SaeError};
@@ -39,7 +40,7 @@ impl Edit for Splice {
     }
 }
 
-/// Cross-entropies in nats a token.
+/// Cross-entropies, and divergences of the predictions from those of the model as it is, in nats a token.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CrossEntropy {
     /// Of the model as it is.
@@ -50,10 +51,18 @@ pub struct CrossEntropy {
     pub ce_zero: f64,
     /// `(ce_zero − ce_spliced) / (ce_zero − ce_clean)`.
     pub ce_score: f64,
+    /// `KL(clean ‖ spliced)`.
+    pub kl_spliced: f64,
+    /// `KL(clean ‖ zero)`.
+    pub kl_zero: f64,
+    /// `(kl_zero − kl_spliced) / kl_zero`.
+    pub kl_score: f64,
 }
 
 /// Sequences run together.
 const BATCH: usize = 8;
+/// Rows whose logits stand in memory at a time, of all three runs.
+const ROWS: usize = 128;
 
 /// Measures how well the model runs on a dictionary's reconstructions, on held-out sequences of a store.
 ///
@@ -102,41 +111,116 @@ pub fn cross_entropy_score(
         (3 * starts.len() * context) as u64,
         "tokens",
     );
-    let mut totals = [0.0; 3];
+    let mut totals = [0.0; 5];
     let mut count = 0;
     for starts in starts.chunks(BATCH) {
-        for (total, edit) in totals.iter_mut().zip(&edits) {
+        let ids: Vec<u32> = starts
+            .iter()
+            .flat_map(|&start| (start..start + context).map(|row| store.token(row)))
+            .collect();
+        let mut streams = Vec::with_capacity(edits.len());
+        for edit in &edits {
             control.check()?;
-            *total += batch_loss(model, store, site, starts, edit.clone())?;
+            streams.push(final_stream(
+                model,
+                store,
+                site,
+                starts,
+                &ids,
+                edit.clone(),
+            )?);
             stage.advance((starts.len() * context) as u64);
         }
-        count += starts.len() * (context - 2);
+        // All positions but the first and the last of each sequence.
+        let counted: Vec<usize> = (0..starts.len())
+            .flat_map(|sequence| (1..context - 1).map(move |at| sequence * context + at))
+            .collect();
+        for rows in counted.chunks(ROWS) {
+            control.check()?;
+            let targets: Vec<u32> = rows.iter().map(|&row| ids[row + 1]).collect();
+            let logits = streams.iter().map(|stream| {
+                let rows: Vec<i64> = rows.iter().map(|&row| row as i64).collect();
+                let rows = TensorData::new(rows, [targets.len()]);
+                let rows = Tensor::from_data(rows, &stream.device());
+                let logits = model.logits(stream.clone().select(0, rows));
+                logits.into_data().iter::<f32>().collect::<Vec<f32>>()
+            });
+            let logits: Vec<Vec<f32>> = logits.collect();
+            for (total, sum) in totals.iter_mut().zip(compare(&logits, &targets)) {
+                *total += sum;
+            }
+        }
+        count += counted.len();
     }
     stage.finish();
-    let [ce_clean, ce_spliced, ce_zero] = totals.map(|total| total / count as f64);
+    let [ce_clean, ce_spliced, ce_zero, kl_spliced, kl_zero] =
+        totals.map(|total| total / count as f64);
     Ok(CrossEntropy {
         ce_clean,
         ce_spliced,
         ce_zero,
         ce_score: (ce_zero - ce_spliced) / (ce_zero - ce_clean),
+        kl_spliced,
+        kl_zero,
+        kl_score: (kl_zero - kl_spliced) / kl_zero,
     })
 }
 
-/// Sum of the losses at all positions but the first and the last.
-fn batch_loss(
+/// Sums over rows: the cross-entropies of the three predictions, and the divergences of the other two from the first.
+fn compare(logits: &[Vec<f32>], targets: &[u32]) -> [f64; 5] {
+    let width = logits[0].len() / targets.len();
+    let of_rows: Vec<[f64; 5]> = targets
+        .par_iter()
+        .enumerate()
+        .map(|(row, &target)| {
+            let rows = [0, 1, 2].map(|run: usize| &logits[run][row * width..(row + 1) * width]);
+            // Logarithms of the sums of the exponentials.
+            let sums = rows.map(|logits| {
+                let top = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+                let sum: f64 = logits.iter().map(|&x| f64::from(x - top).exp()).sum();
+                f64::from(top) + sum.ln()
+            });
+            let log = |run: usize, at: usize| f64::from(rows[run][at]) - sums[run];
+            let losses = [0, 1, 2].map(|run| -log(run, target as usize));
+            let mut divergences = [0.0; 2];
+            for at in 0..width {
+                let clean = log(0, at);
+                let p = clean.exp();
+                // Where the model's own probability is zero, so is the term.
+                if p > 0.0 {
+                    divergences[0] += p * (clean - log(1, at));
+                    divergences[1] += p * (clean - log(2, at));
+                }
+            }
+            [
+                losses[0],
+                losses[1],
+                losses[2],
+                divergences[0],
+                divergences[1],
+            ]
+        })
+        .collect();
+    of_rows.iter().fold([0.0; 5], |mut total, row| {
+        for (total, x) in total.iter_mut().zip(row) {
+            *total += x;
+        }
+        total
+    })
+}
+
+/// The normalised stream after the last block `[rows, d]`, with the activation at the site changed.
+fn final_stream(
     model: &Model,
     store: &ActivationStore,
     site: Site,
     starts: &[usize],
+    ids: &[u32],
     edit: Option<Arc<dyn Edit>>,
-) -> Result<f64, SaeError> {
+) -> Result<Tensor<2>, SaeError> {
     let (batch, time) = (starts.len(), store.info().context);
-    let ids: Vec<u32> = starts
-        .iter()
-        .flat_map(|&start| (start..start + time).map(|row| store.token(row)))
-        .collect();
     // What the layers below made stands in the store.
-    let stream = if let (Place::ResidPost, Some(layer)) = (site.place(), site.layer()) {
+    if let (Place::ResidPost, Some(layer)) = (site.place(), site.layer()) {
         let mut values = Vec::with_capacity(ids.len() * store.info().d);
         for &start in starts {
             for row in start..start + time {
@@ -149,7 +233,7 @@ fn batch_loss(
             stream = edit.apply(stream, &Rows::uniform(batch, time, 0));
         }
         let input = Input::residual(stream, batch, layer + 1);
-        model.run(input, &RunOptions::default())?.stream
+        Ok(model.run(input, &RunOptions::default())?.stream)
     } else {
         let interventions: Vec<Intervention> = edit
             .into_iter()
@@ -159,15 +243,7 @@ fn batch_loss(
             interventions: &interventions,
             ..RunOptions::default()
         };
-        let input = Input::uniform(ids.clone(), batch);
-        model.run(input, &options)?.stream
-    };
-    let counted: Vec<usize> = (0..batch)
-        .flat_map(|sequence| (1..time - 1).map(move |position| sequence * time + position))
-        .collect();
-    let targets: Vec<u32> = counted.iter().map(|&row| ids[row + 1]).collect();
-    let rows: Vec<i64> = counted.iter().map(|&row| row as i64).collect();
-    let rows = Tensor::from_data(TensorData::new(rows, [counted.len()]), &stream.device());
-    let losses = model.cross_entropy(stream.select(0, rows), &targets)?;
-    Ok(losses.into_data().iter::<f64>().sum())
+        let input = Input::uniform(ids.to_vec(), batch);
+        Ok(model.run(input, &options)?.stream)
+    }
 }

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::kinds::Kind;
 use crate::learn::{Adam, Moments, Parameters, Step, update};
-use crate::metrics::{Reconstruction, ReconstructionMetrics};
+use crate::metrics::{DensityHistogram, Reconstruction, ReconstructionMetrics};
 use crate::saelens::{self, SaeLensMetadata};
 use crate::{CrossEntropy, Dictionary, Normalization, Sae, SaeError, SaeParts};
 use checkpoint::{Checkpoint, Progress};
@@ -44,22 +44,21 @@ pub struct CurvePoint {
     pub dead: usize,
 }
 
-/// The figures of an autoencoder: `result.json`, and the `sae` object of the commands.
+/// The figures of a dictionary: `result.json`, and the `sae` object of the commands. On held-out rows unless said.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SaeResult {
+    /// The kind by which codes are chosen in use: `topk`, `jumprelu`, `gated` or `relu`.
+    pub selection: String,
     /// Number of features.
     pub features: usize,
     /// Active features a token, at most, where their number is limited.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub k: Option<usize>,
-    /// Explained variance about the mean, on held-out rows.
-    pub explained_variance: f64,
-    /// The historic figure, about zero.
-    pub explained_about_zero: f64,
-    /// Active features a token, on held-out rows.
-    pub l0: f64,
-    /// Share of features active on no normal training row of the store.
-    pub dead_fraction: f64,
+    /// Error, explained variance and lengths. `dead_fraction` is the share of features active on no normal training row.
+    #[serde(flatten)]
+    pub reconstruction: ReconstructionMetrics,
+    /// How many features have which density, on training rows.
+    pub density_histogram: DensityHistogram,
     /// Cross-entropies and their score, where the model was run.
     #[serde(flatten)]
     pub cross_entropy: Option<CrossEntropy>,

@@ -50,16 +50,16 @@ impl Edit for Put {
 }
 
 /// Mean cross-entropy over the held-out sequences, one at a time and from logits, with `change` made to the activations
-/// `[context, d]` at the site.
+/// `[context, d]` at the site; and the logarithms of all predictions that count.
 fn by_hand(
     model: &Model,
     setting: &Setting,
     sequences: usize,
     change: impl Fn(&[f32]) -> Vec<f32>,
-) -> f64 {
+) -> (f64, Vec<Vec<f64>>) {
     let (store, site) = (&setting.store, setting.store.info().site);
     let (context, d) = (store.info().context, store.info().d);
-    let (mut total, mut count) = (0.0, 0);
+    let (mut total, mut predictions) = (0.0, Vec::new());
     for start in store.sequence_starts(true).into_iter().take(sequences) {
         let ids: Vec<u32> = (start..start + context)
             .map(|row| store.token(row))
@@ -92,13 +92,14 @@ fn by_hand(
             if (1..context - 1).contains(&position) {
                 let top = logits.iter().copied().fold(f64::MIN, f64::max);
                 let sum: f64 = logits.iter().map(|logit| (logit - top).exp()).sum();
-                total += top + sum.ln() - logits[ids[position + 1] as usize];
-                count += 1;
+                let logs: Vec<f64> = logits.iter().map(|x| x - top - sum.ln()).collect();
+                total -= logs[ids[position + 1] as usize];
+                predictions.push(logs);
             }
         }
     }
-    assert_eq!(count, sequences * (context - 2));
-    total / f64::from(u32::try_from(count).unwrap())
+    assert_eq!(predictions.len(), sequences * (context - 2));
+    (total / predictions.len() as f64, predictions)
 }
 
 #[test]
@@ -110,6 +111,8 @@ fn a_perfect_dictionary_changes_nothing_and_an_empty_one_is_zero_ablation() {
             "{perfect:?}"
         );
         assert!((perfect.ce_score - 1.0).abs() < 1e-4, "{perfect:?}");
+        assert!(perfect.kl_spliced.abs() < 1e-6, "{perfect:?}");
+        assert!((perfect.kl_score - 1.0).abs() < 1e-4, "{perfect:?}");
         let nothing = Sae::top_k(
             3,
             vec![1.0; 64 * 32],
@@ -124,6 +127,7 @@ fn a_perfect_dictionary_changes_nothing_and_an_empty_one_is_zero_ablation() {
             "{nothing:?}"
         );
         assert!(nothing.ce_score.abs() < 1e-4, "{nothing:?}");
+        assert!(nothing.kl_score.abs() < 1e-4, "{nothing:?}");
         assert!((nothing.ce_clean - perfect.ce_clean).abs() < 1e-12);
         assert!(
             (nothing.ce_zero - nothing.ce_clean).abs() > 1e-2,
@@ -141,11 +145,11 @@ fn the_three_cross_entropies_are_those_from_logits() {
             let found = score(&setting, sae.clone(), sequences);
             let model = &setting.model;
             let keep_first = |x: &[f32], rest: Vec<f32>| [&x[..32], &rest[32..]].concat();
-            let clean = by_hand(model, &setting, sequences, <[f32]>::to_vec);
-            let zero = by_hand(model, &setting, sequences, |x| {
+            let (clean, predicted) = by_hand(model, &setting, sequences, <[f32]>::to_vec);
+            let (zero, with_zero) = by_hand(model, &setting, sequences, |x| {
                 keep_first(x, vec![0.0; x.len()])
             });
-            let spliced = by_hand(model, &setting, sequences, |x| {
+            let (spliced, with_splice) = by_hand(model, &setting, sequences, |x| {
                 let rows: Vec<f32> = x
                     .chunks_exact(32)
                     .flat_map(|x| sae.decode(&sae.encode(x)))
@@ -158,6 +162,25 @@ fn the_three_cross_entropies_are_those_from_logits() {
                 (found.ce_spliced - spliced).abs() < 1e-5,
                 "{found:?} {spliced}"
             );
+            let divergence = |other: &[Vec<f64>]| {
+                let rows = predicted.iter().zip(other).map(|(clean, other)| {
+                    let terms = clean.iter().zip(other).map(|(a, b)| a.exp() * (a - b));
+                    terms.sum::<f64>()
+                });
+                rows.sum::<f64>() / predicted.len() as f64
+            };
+            let (kl_spliced, kl_zero) = (divergence(&with_splice), divergence(&with_zero));
+            assert!(
+                (found.kl_spliced - kl_spliced).abs() < 1e-5,
+                "{found:?} {kl_spliced}"
+            );
+            assert!(
+                (found.kl_zero - kl_zero).abs() < 1e-5,
+                "{found:?} {kl_zero}"
+            );
+            assert!(kl_zero > 1e-3);
+            let expected = (kl_zero - kl_spliced) / kl_zero;
+            assert!((found.kl_score - expected).abs() < 1e-3 * expected.abs().max(1.0));
             let expected = (zero - spliced) / (zero - clean);
             assert!(
                 (found.ce_score - expected).abs() < 1e-3 * expected.abs().max(1.0),

@@ -18,6 +18,7 @@ use common::{dense_codes, dense_decode, identity_sae, random, random_sae, rows_o
 use pullback_activations::{ActivationStore, Flags, STORE_KIND, StoreInfo};
 use pullback_artifact::{Control, Manifest, PartialDir, read_json, write_json};
 use pullback_model::Site;
+use pullback_sae::metrics::{DensityHistogram, ReconstructionMetrics};
 use pullback_sae::{
     CrossEntropy, Dictionary, KindConfig, SAE_KIND, Sae, SaeError, SaeResult, TrainConfig,
     evaluate_reconstruction, load, load_training, train,
@@ -422,12 +423,23 @@ fn codes_and_reconstructions_are_those_of_the_definition() {
 fn figures_keep_their_names_and_survive_a_file() {
     let dir = tempfile::tempdir().unwrap();
     let mut result = SaeResult {
+        selection: "topk".to_owned(),
         features: 64,
         k: Some(4),
-        explained_variance: 0.123_456_789_012_345_67,
-        explained_about_zero: 0.9,
-        l0: 3.9,
-        dead_fraction: 0.1,
+        reconstruction: ReconstructionMetrics {
+            explained_variance: 0.123_456_789_012_345_67,
+            explained_about_zero: 0.9,
+            explained_variance_legacy: 0.2,
+            fvu: 0.876,
+            cosine: 0.5,
+            l2_ratio: 0.75,
+            relative_bias: 1.0,
+            mse: 12.5,
+            l0: 3.9,
+            l1: 7.0,
+            dead_fraction: 0.1,
+        },
+        density_histogram: DensityHistogram::of(&[0.0, 0.1, 0.3]),
         cross_entropy: None,
         train_tokens: 100,
         train_tokens_per_second: 1.0 / 3.0,
@@ -438,6 +450,9 @@ fn figures_keep_their_names_and_survive_a_file() {
         ce_spliced: 2.0 / 3.0,
         ce_zero: 7.1,
         ce_score: 0.95,
+        kl_spliced: 0.1,
+        kl_zero: 4.0,
+        kl_score: 0.975,
     };
     for cross_entropy in [None, Some(cross_entropy)] {
         result.cross_entropy = cross_entropy;
@@ -445,5 +460,6 @@ fn figures_keep_their_names_and_survive_a_file() {
         assert_eq!(read_json::<SaeResult>(&path).unwrap(), result);
         let value: serde_json::Value = read_json(&path).unwrap();
         assert_eq!(value["ce_score"].is_number(), cross_entropy.is_some());
+        assert!(value["explained_variance"].is_number() && value["density_histogram"].is_object());
     }
 }

@@ -491,7 +491,7 @@ fn told(story: &Story<'_>, page: &Path, summary: &Path) -> String {
     let score = sae.cross_entropy.map_or(f64::NAN, |ce| ce.ce_score);
     line(format!(
         "autoencoder   {} features, explained variance {:.3}, cross-entropy score {score:.3}",
-        sae.features, sae.explained_variance
+        sae.features, sae.reconstruction.explained_variance
     ));
     line(format!(
         "adapter       held-out loss {:.3} before, {:.3} after",

@@ -99,9 +99,9 @@ fn sae_facts(story: &Story<'_>) -> SaeFacts {
     SaeFacts {
         features: sae.features,
         k: sae.k.unwrap_or(0),
-        explained_variance: sae.explained_variance,
-        l0: sae.l0,
-        dead_fraction: sae.dead_fraction,
+        explained_variance: sae.reconstruction.explained_variance,
+        l0: sae.reconstruction.l0,
+        dead_fraction: sae.reconstruction.dead_fraction,
         ce_clean: ce(|ce| ce.ce_clean),
         ce_spliced: ce(|ce| ce.ce_spliced),
         ce_zero: ce(|ce| ce.ce_zero),
@@ -253,7 +253,7 @@ fn caveats(story: &Story<'_>) -> Vec<String> {
             "The autoencoder is small and was trained on {} tokens of old prose and speeches: many of its features are \
              particular to that text, and {:.0} % of the activations' variance escapes it.",
             story.sae.train_tokens,
-            100.0 * (1.0 - story.sae.explained_variance)
+            100.0 * (1.0 - story.sae.reconstruction.explained_variance)
         ),
         format!(
             "Change is measured on a dozen held-out answers, a small text. On the corpus's held-out documents, where \

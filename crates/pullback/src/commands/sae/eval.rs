@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use pullback_activations::ActivationStore;
 use pullback_model::Model;
+use pullback_sae::metrics::{DensityHistogram, ReconstructionMetrics};
 use pullback_sae::{
     Dictionary, Sae, SaeResult, cross_entropy_score, evaluate_reconstruction, load, load_training,
 };
@@ -55,18 +56,21 @@ pub(crate) fn evaluate(
     train_tokens_per_second: f64,
 ) -> anyhow::Result<(SaeResult, Vec<f32>)> {
     let (features, k) = (sae.n_features(), sae.k());
+    let selection = sae.selection().name().to_owned();
     let (held_out, _) =
         evaluate_reconstruction(&sae, store, &store.normal_rows(true), &app.control)?;
     let (train, densities) =
         evaluate_reconstruction(&sae, store, &store.normal_rows(false), &app.control)?;
     let cross_entropy = cross_entropy_score(model, store, Arc::new(sae), SEQUENCES, &app.control)?;
     let result = SaeResult {
+        selection,
         features,
         k,
-        explained_variance: held_out.explained_variance,
-        explained_about_zero: held_out.explained_about_zero,
-        l0: held_out.l0,
-        dead_fraction: train.dead_fraction,
+        reconstruction: ReconstructionMetrics {
+            dead_fraction: train.dead_fraction,
+            ..held_out
+        },
+        density_histogram: DensityHistogram::of(&densities),
         cross_entropy: Some(cross_entropy),
         train_tokens,
         train_tokens_per_second,
@@ -76,19 +80,28 @@ pub(crate) fn evaluate(
 
 /// The figures for a person.
 pub(crate) fn describe(result: &SaeResult) -> String {
+    let figures = &result.reconstruction;
     let mut text = format!(
         "{} features, {:.1} active a token, {:.1} % dead\n\
          explained variance {:.3} on held-out text (about the mean; {:.3} about zero)\n",
         result.features,
-        result.l0,
-        100.0 * result.dead_fraction,
-        result.explained_variance,
-        result.explained_about_zero
+        figures.l0,
+        100.0 * figures.dead_fraction,
+        figures.explained_variance,
+        figures.explained_about_zero
     );
     if let Some(ce) = &result.cross_entropy {
         text += &format!(
-            "cross-entropy {:.3} clean, {:.3} spliced, {:.3} zeroed: score {:.3}\n",
-            ce.ce_clean, ce.ce_spliced, ce.ce_zero, ce.ce_score
+            "error {:.4} of the variance, cosine {:.3}, length {:.3} of the activations'\n\
+             cross-entropy {:.3} clean, {:.3} spliced, {:.3} zeroed: score {:.3}; KL score {:.3}\n",
+            figures.fvu,
+            figures.cosine,
+            figures.l2_ratio,
+            ce.ce_clean,
+            ce.ce_spliced,
+            ce.ce_zero,
+            ce.ce_score,
+            ce.kl_score
         );
     }
     if result.train_tokens_per_second > 0.0 {
