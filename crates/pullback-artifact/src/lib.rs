@@ -7,6 +7,7 @@
 //! * [`Control`], [`Stage`], [`Interrupted`]: progress and interruption of long work.
 //! * [`fetch()`], [`Fetcher`], [`Catalogue`], [`Cache`]: models and corpora by name, fetched once and verified.
 //! * [`Hub`], [`HubReference`]: models of the Hugging Face hub, in the hub's own cache.
+//! * [`EventWriter`]: curves for `TensorBoard`.
 //! * [`ArtifactError`]: everything that can go wrong here, each case naming the file or value.
 
 mod atomic;
@@ -18,6 +19,7 @@ mod error;
 mod fetch;
 mod hub;
 mod manifest;
+mod tensorboard;
 
 pub use atomic::{
     PartialDir, read_json, refuse_existing, remove_existing, write_atomic, write_json,
@@ -30,3 +32,4 @@ pub use error::ArtifactError;
 pub use fetch::{Client, Fetched, Fetcher, fetch};
 pub use hub::{Hub, HubModel, HubReference};
 pub use manifest::{FORMAT, FileEntry, MANIFEST_FILE, Manifest, ModelRef, ParentRef};
+pub use tensorboard::EventWriter;

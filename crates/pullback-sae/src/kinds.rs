@@ -80,8 +80,11 @@ pub enum KindConfig {
         sparsity: JumpReluSparsity,
         /// Width of the window in which thresholds have a gradient.
         bandwidth: f64,
-        /// Thresholds at the start.
-        threshold: f64,
+        /// Thresholds at the start, for activations of the mean length `sqrt(d)`; without, the one number at which
+        /// `active` features a token are active at the start.
+        threshold: Option<f64>,
+        /// Active features a token at the start.
+        active: usize,
         /// Weight of `Σ relu(θ − pre)` over dead features.
         revive: f64,
     },
@@ -126,7 +129,8 @@ impl KindConfig {
                     target: k as f64,
                 },
                 bandwidth: 0.1,
-                threshold: 0.1,
+                threshold: None,
+                active: k,
                 revive: 3e-6,
             },
             "gated" => Self::Gated { weight: 1.0 },
@@ -188,11 +192,17 @@ impl KindConfig {
                 sparsity,
                 bandwidth,
                 threshold,
+                active,
                 revive,
             } => {
+                if *active == 0 || *active > features {
+                    return wrong(format!(
+                        "{active} features are to be active at the start, it must be between 1 and the {features} features"
+                    ));
+                }
                 numbers.extend([
                     ("the bandwidth", *bandwidth, true),
-                    ("the threshold", *threshold, false),
+                    ("the threshold", threshold.unwrap_or(0.0), false),
                     ("the weight for dead features", *revive, false),
                 ]);
                 match sparsity {
@@ -234,8 +244,14 @@ impl KindConfig {
                 sparsity,
                 bandwidth,
                 threshold,
+                active,
                 revive,
-            } => Box::new(JumpRelu::new(sparsity, bandwidth, threshold, revive)),
+            } => Box::new(JumpRelu::new(
+                sparsity,
+                bandwidth,
+                (threshold, active),
+                revive,
+            )),
             Self::Gated { weight } => Box::new(Gated::new(weight)),
             Self::Relu { weight } => Box::new(Relu::new(weight)),
         }
@@ -248,6 +264,9 @@ pub(crate) trait Kind<T: Real>: Send {
     fn extras(&self, _features: usize) -> Vec<Vec<T>> {
         Vec::new()
     }
+
+    /// Called once before training, with some activations `[n, d]`.
+    fn prepare(&self, _parameters: &mut Parameters<T>, _x: &[T]) {}
 
     /// Losses and gradients of a batch `x [n, d]`. What it remembers of the batch counts only after [`Kind::settle`].
     fn batch(&mut self, parameters: &Parameters<T>, x: &[T], step: &Step<'_>) -> Batch<T>;

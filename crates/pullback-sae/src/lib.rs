@@ -3,9 +3,11 @@
 //! - [`Dictionary`]: everything with an encoder and a decoder; its codes are [`SparseCodes`].
 //! - [`Sae`]: an autoencoder or transcoder of any kind; [`train()`] makes one from an activation store.
 //! - [`saelens`]: the SAELens layout on disk.
+//! - [`codes_file`]: activations and codes as safetensors files.
 //! - [`metrics`]: explained variance, L0, density; [`cross_entropy_score`] with the model.
 //! - [`FeaturePages`]: top activating examples and logit weights of chosen features.
 
+pub mod codes_file;
 mod dictionary;
 mod error;
 mod features;
@@ -27,5 +29,5 @@ pub use sae::{Normalization, Sae, SaeParts, Selection};
 pub use splice::{CrossEntropy, Splice, cross_entropy_score};
 pub use train::{
     CurvePoint, SAE_KIND, SaeResult, Schedule, TrainConfig, Trained, Training,
-    evaluate_reconstruction, load, load_training, train,
+    evaluate_reconstruction, load, load_training, train, train_watched,
 };

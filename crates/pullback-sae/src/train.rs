@@ -92,6 +92,8 @@ pub struct Trained {
 const CURVE_POINTS: usize = 40;
 /// Held-out rows that the curve looks at.
 const CURVE_ROWS: usize = 2048;
+/// Rows that a kind sees before training.
+const PREPARED_ROWS: usize = 1024;
 /// Time between checkpoints.
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(20);
 
@@ -109,6 +111,20 @@ pub fn train(
     config: &TrainConfig,
     out: &Path,
     control: &Control,
+) -> Result<Trained, SaeError> {
+    train_watched(store, config, out, control, &mut |_| Ok(()))
+}
+
+/// The same, with each point of the curve handed to `watch` when it is reached.
+///
+/// # Errors
+/// As [`train`], and what `watch` returns.
+pub fn train_watched(
+    store: &ActivationStore,
+    config: &TrainConfig,
+    out: &Path,
+    control: &Control,
+    watch: &mut dyn FnMut(&CurvePoint) -> Result<(), SaeError>,
 ) -> Result<Trained, SaeError> {
     let rows = store.normal_rows(false);
     config.check(rows.len())?;
@@ -157,7 +173,13 @@ pub fn train(
         )));
     }
     let mut state = resumed.unwrap_or_else(|| {
-        let parameters = initial(store, &sample, scale, config, &*kind);
+        let mut parameters = initial(store, &sample, scale, config, &*kind);
+        let mut first = vec![0.0; sample.len().min(PREPARED_ROWS) * store.info().d];
+        store.gather(&sample[..sample.len().min(PREPARED_ROWS)], &mut first);
+        for x in &mut first {
+            *x *= scale as f32;
+        }
+        kind.prepare(&mut parameters, &first);
         Checkpoint {
             moments: Moments::zero(&parameters),
             silent: vec![0; config.features],
@@ -240,13 +262,15 @@ pub fn train(
             let explained = (!held_out.is_empty())
                 .then(|| explained_variance(&state.parameters, &*kind, &held_out))
                 .transpose()?;
-            progress.curve.push(CurvePoint {
+            let point = CurvePoint {
                 tokens: progress.step * config.batch,
                 loss: progress.loss_sum / f64::from(progress.loss_steps),
                 explained_variance: explained,
                 l0: batch.active as f64 / config.batch as f64,
                 dead: dead.len(),
-            });
+            };
+            watch(&point)?;
+            progress.curve.push(point);
             (progress.loss_sum, progress.loss_steps) = (0.0, 0);
             let explained = explained.map_or_else(String::new, |explained| {
                 format!("explained variance {explained:.3}, ")

@@ -19,8 +19,9 @@ const CAUTION: f64 = 0.8;
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Budget {
     pub(super) k: usize,
-    /// For use: the moving average of the smallest codes of batches, from zero.
-    threshold: f64,
+    /// For use: the moving average of the smallest codes of batches. It starts with the first, not with zero: from there
+    /// it would take hundreds of batches to come near.
+    threshold: Option<f64>,
     /// The smallest code of the last batch. It speeds the search up; what is found does not hang on it.
     smallest: f64,
 }
@@ -29,7 +30,7 @@ impl Budget {
     pub(super) fn new(k: usize) -> Self {
         Self {
             k,
-            threshold: 0.0,
+            threshold: None,
             smallest: 0.0,
         }
     }
@@ -62,25 +63,28 @@ impl Budget {
         });
         if smallest.is_finite() {
             self.smallest = smallest;
-            self.threshold += RATE * (smallest - self.threshold);
+            self.threshold = Some(self.threshold.map_or(smallest, |threshold| {
+                threshold + RATE * (smallest - threshold)
+            }));
         }
         codes
     }
 
     pub(super) fn memory(&self) -> Vec<f64> {
-        vec![self.threshold, self.smallest]
+        self.threshold
+            .map_or_else(Vec::new, |threshold| vec![threshold, self.smallest])
     }
 
     pub(super) fn remember(&mut self, memory: &[f64]) {
         if let [threshold, smallest] = memory {
-            self.threshold = *threshold;
+            self.threshold = Some(*threshold);
             self.smallest = *smallest;
         }
     }
 
     pub(super) fn selection(&self, features: usize, scale: f64) -> Selection {
         Selection::Threshold {
-            thresholds: vec![(self.threshold / scale) as f32; features],
+            thresholds: vec![(self.threshold.unwrap_or(0.0) / scale) as f32; features],
         }
     }
 }

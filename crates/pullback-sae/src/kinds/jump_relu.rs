@@ -3,22 +3,28 @@
 //! The thresholds themselves are the parameters: as `exp(log θ)` under Adam they hardly move. In the window
 //! `|pre − θ| < ε/2` the code has the pseudo-derivative `−θ/ε` by its threshold, and the step `−1/ε`.
 
-use pullback_kernels::Real;
+use pullback_kernels::{Matrix, Real, Threads, product};
 
 use super::{JumpReluSparsity, Kind, numbers};
 use crate::Selection;
-use crate::learn::{Batch, Elementwise, Gradient, Parameters, Step, elementwise_batch};
+use crate::learn::{Batch, Elementwise, Gradient, Parameters, Step, centred, elementwise_batch};
 
 pub(crate) struct JumpRelu {
     sparsity: JumpReluSparsity,
     bandwidth: f64,
-    start: f64,
+    /// The thresholds, or the number of active features that they are chosen by.
+    start: (Option<f64>, usize),
     revive: f64,
     share: f64,
 }
 
 impl JumpRelu {
-    pub(crate) fn new(sparsity: JumpReluSparsity, bandwidth: f64, start: f64, revive: f64) -> Self {
+    pub(crate) fn new(
+        sparsity: JumpReluSparsity,
+        bandwidth: f64,
+        start: (Option<f64>, usize),
+        revive: f64,
+    ) -> Self {
         Self {
             sparsity,
             bandwidth,
@@ -137,7 +143,28 @@ impl<T: Real> Elementwise<T> for Rule<'_, T> {
 
 impl<T: Real> Kind<T> for JumpRelu {
     fn extras(&self, features: usize) -> Vec<Vec<T>> {
-        vec![vec![T::of(self.start); features]]
+        vec![vec![T::of(self.start.0.unwrap_or(0.0)); features]]
+    }
+
+    /// Thresholds that start far below where they end need thousands of steps to get there.
+    fn prepare(&self, parameters: &mut Parameters<T>, x: &[T]) {
+        let (None, active) = self.start else {
+            return;
+        };
+        let (d, m) = (parameters.d, parameters.features());
+        let n = x.len() / d;
+        let centred = centred(parameters, x);
+        let mut pre = product(
+            Matrix::new(&centred, n, d, d),
+            Matrix::new(&parameters.encoder, m, d, d).transposed(),
+            Threads::All,
+        );
+        let place = (active * n).min(pre.len() - 1);
+        let (_, bound, _) = pre.select_nth_unstable_by(place, |a, b| {
+            b.partial_cmp(a).unwrap_or(std::cmp::Ordering::Equal)
+        });
+        let bound = bound.max(T::zero());
+        parameters.extras[0].fill(bound);
     }
 
     fn batch(&mut self, parameters: &Parameters<T>, x: &[T], step: &Step<'_>) -> Batch<T> {

@@ -249,7 +249,6 @@ fn batch_top_k_and_its_threshold() {
     let at = codes(&parameters);
     let smallest = at.iter().flatten().filter(|&&z| z > 0.0);
     let smallest = smallest.copied().fold(f64::INFINITY, f64::min);
-    let mut expected = 0.0;
     // The first batch looks at everything, the later ones where the last smallest code was.
     for _ in 0..3 {
         let batch = kind.batch(&parameters, &x, &step(&DEAD));
@@ -257,12 +256,17 @@ fn batch_top_k_and_its_threshold() {
         agrees(&batch, &parameters, true, &|p| {
             errors(p, &x, &codes(p), M) * UNIT + auxiliary(p, &parameters, &x, &at, AuxLoss::Openai)
         });
-        expected += 0.01 * (smallest - expected);
     }
     let Selection::Threshold { thresholds } = kind.selection(&parameters, 2.0) else {
         panic!("a threshold is what it becomes");
     };
-    assert!((f64::from(thresholds[3]) - expected / 2.0).abs() < 1e-7);
+    assert!((f64::from(thresholds[3]) - smallest / 2.0).abs() < 1e-7);
+    // It moves a hundredth of the way.
+    kind.remember(&[3.0, 0.0]);
+    kind.batch(&parameters, &x, &step(&[]));
+    let expected = 3.0 + 0.01 * (smallest - 3.0);
+    let found = kind.memory();
+    assert!((found[0] - expected).abs() < 1e-12 && found[1] == smallest);
     // A guess that is too high finds too few codes, and everything is looked at again.
     kind.remember(&[0.0, 1e6]);
     assert_eq!(kind.batch(&parameters, &x, &step(&[])).active, 4 * N);
@@ -400,7 +404,8 @@ fn jump_relu_with_every_penalty() {
         let config = KindConfig::JumpRelu {
             sparsity,
             bandwidth,
-            threshold: 0.2,
+            threshold: Some(0.2),
+            active: 3,
             revive,
         };
         both_ways(&config, &DEAD, |batch, at, x| {
@@ -472,6 +477,18 @@ fn jump_relu_with_every_penalty() {
             assert!(seen > 20);
         });
     }
+}
+
+#[test]
+fn thresholds_start_where_as_many_features_are_active_as_asked_for() {
+    let config = KindConfig::named("jumprelu", M, 3).expect("the name is known");
+    let mut kind = build(&config, AuxLoss::Openai);
+    let (mut parameters, x) = example(&*kind);
+    parameters.encoder_bias.fill(0.0);
+    kind.prepare(&mut parameters, &x);
+    let threshold = parameters.extras[0][0];
+    assert!(threshold > 0.0 && parameters.extras[0].iter().all(|&t| t == threshold));
+    assert_eq!(kind.batch(&parameters, &x, &step(&[])).active, 3 * N);
 }
 
 #[test]
@@ -572,7 +589,8 @@ fn settings_that_make_no_sense_are_refused() {
             KindConfig::JumpRelu {
                 sparsity: JumpReluSparsity::Step { weight: 1.0 },
                 bandwidth: 0.0,
-                threshold: 0.1,
+                threshold: None,
+                active: 3,
                 revive: 0.0,
             },
             "the bandwidth is 0",

@@ -1,5 +1,6 @@
 //! `pullback sae`: sparse autoencoders.
 
+pub(crate) mod codes;
 pub(crate) mod eval;
 pub(crate) mod train;
 
@@ -10,4 +11,8 @@ pub(crate) enum Command {
     Train(Box<train::Arguments>),
     /// Judge an autoencoder on a store's held-out text
     Eval(eval::Arguments),
+    /// Sparse codes of activations
+    Encode(codes::Encode),
+    /// Activations from sparse codes
+    Decode(codes::Decode),
 }

@@ -4,9 +4,12 @@ use std::path::PathBuf;
 
 use anyhow::bail;
 use pullback_activations::ActivationStore;
-use pullback_artifact::write_json;
+use pullback_artifact::{EventWriter, write_json};
 use pullback_sae::saelens::save_sparsity;
-use pullback_sae::{AuxLoss, JumpReluSparsity, KindConfig, Schedule, TrainConfig, Trained, train};
+use pullback_sae::{
+    AuxLoss, CurvePoint, JumpReluSparsity, KindConfig, Schedule, TrainConfig, Trained,
+    train_watched,
+};
 
 use super::eval::{describe, evaluate};
 use crate::context::{App, make_room};
@@ -77,6 +80,9 @@ pub(crate) struct Arguments {
     /// Seed of the start and of the order of rows
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// Also write the curves here, for `TensorBoard`
+    #[arg(long, value_name = "DIR")]
+    tensorboard: Option<PathBuf>,
     /// The model, for the cross-entropy score; default: the one that the store records
     #[arg(long)]
     model: Option<String>,
@@ -160,7 +166,29 @@ pub(crate) fn run(app: &App, arguments: &Arguments) -> anyhow::Result<()> {
         sae,
         training,
         tokens_per_second,
-    } = train(&store, &config, &arguments.output, &app.control)?;
+    } = {
+        let mut events = match &arguments.tensorboard {
+            Some(dir) => Some(EventWriter::create(dir)?),
+            None => None,
+        };
+        let mut watch = |point: &CurvePoint| {
+            let Some(events) = &mut events else {
+                return Ok(());
+            };
+            let mut scalars = vec![
+                ("loss", point.loss),
+                ("l0", point.l0),
+                ("dead", point.dead as f64),
+            ];
+            scalars.extend(
+                point
+                    .explained_variance
+                    .map(|ev| ("explained_variance", ev)),
+            );
+            Ok(events.scalars(point.tokens as u64, &scalars)?)
+        };
+        train_watched(&store, &config, &arguments.output, &app.control, &mut watch)?
+    };
     let (result, densities) = evaluate(
         app,
         &named.model,
