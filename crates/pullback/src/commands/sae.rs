@@ -1,5 +1,6 @@
 //! `pullback sae`: sparse autoencoders.
 
+pub(crate) mod convert;
 pub(crate) mod eval;
 pub(crate) mod train;
 
@@ -10,4 +11,6 @@ pub(crate) enum Command {
     Train(train::Arguments),
     /// Judge an autoencoder on a store's held-out text
     Eval(eval::Arguments),
+    /// Write a dictionary in the files of another program
+    Convert(convert::Arguments),
 }
