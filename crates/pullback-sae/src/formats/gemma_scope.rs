@@ -114,7 +114,7 @@ pub(super) fn write(sae: &Sae, dir: &Path) -> Result<(), SaeError> {
     let format = Format::GemmaScope;
     refuse(format, sae, false, true)?;
     let (d, m, d_out) = (sae.d(), sae.n_features(), sae.d_out());
-    let parts = gated_as_thresholds(with_input_bias(sae, &vec![0.0; d]));
+    let parts = gated_as_thresholds(format, with_input_bias(sae, &vec![0.0; d]))?;
     let thresholds = match &parts.selection {
         Selection::Threshold { thresholds } => thresholds.clone(),
         Selection::Relu => vec![0.0; m],

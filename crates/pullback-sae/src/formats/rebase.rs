@@ -40,10 +40,24 @@ pub(super) fn with_input_bias(sae: &Sae, target: &[f32]) -> SaeParts {
 /// A gated dictionary as one with thresholds: the gate `w·x + g > 0` is open where the magnitude
 /// `m = s·w·x + c` is above `c − s·g`, for `s > 0` (Rajamanoharan et al., arXiv 2404.16014, section 3.2). Other kinds come
 /// back as they are.
-pub(super) fn gated_as_thresholds(mut parts: SaeParts) -> SaeParts {
+///
+/// # Errors
+/// A scale is not above zero.
+pub(super) fn gated_as_thresholds(
+    format: Format,
+    mut parts: SaeParts,
+) -> Result<SaeParts, SaeError> {
     let Selection::Gated { scales, biases } = &parts.selection else {
-        return parts;
+        return Ok(parts);
     };
+    if let Some(scale) = scales.iter().find(|&&s| s.is_nan() || s <= 0.0) {
+        return Err(SaeError::Inexpressible {
+            format,
+            reason: format!(
+                "a feature's magnitude has the scale {scale}; only above zero is a gate a threshold of the magnitude"
+            ),
+        });
+    }
     let d = parts.input_bias.len();
     let thresholds = scales
         .iter()
@@ -58,7 +72,7 @@ pub(super) fn gated_as_thresholds(mut parts: SaeParts) -> SaeParts {
     }
     parts.encoder_bias = biases.clone();
     parts.selection = Selection::Threshold { thresholds };
-    parts
+    Ok(parts)
 }
 
 /// `ln` of a gated dictionary's scales, as files keep them.

@@ -102,7 +102,7 @@ fn architecture(sae: &Sae, origin: &Origin) -> Result<(&'static str, SaeParts), 
     // TopK has no transcoders of its own, but one without a skip matrix is an autoencoder that takes nothing from its input.
     if needs_transcoder || (origin.hook_out.is_some() && !is_top_k) {
         refuse(Format::SaeLens, sae, true, true)?;
-        let parts = gated_as_thresholds(with_input_bias(sae, &vec![0.0; d]));
+        let parts = gated_as_thresholds(Format::SaeLens, with_input_bias(sae, &vec![0.0; d]))?;
         let jump = matches!(parts.selection, Selection::Threshold { .. });
         let name = match (jump, parts.skip.is_some()) {
             (false, false) => "transcoder",
