@@ -70,7 +70,7 @@ pub(super) fn gated_as_thresholds(
             *w *= s;
         }
     }
-    parts.encoder_bias = biases.clone();
+    parts.encoder_bias.clone_from(biases);
     parts.selection = Selection::Threshold { thresholds };
     Ok(parts)
 }
