@@ -6,6 +6,8 @@ use pullback_activations::ActivationError;
 use pullback_artifact::{ArtifactError, Interrupted};
 use pullback_model::ModelError;
 
+use crate::formats::{Format, PickleError};
+
 /// An error of this crate; each prints as one sentence that names the file and the value.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -17,6 +19,22 @@ pub enum SaeError {
         path: PathBuf,
         /// What is wrong, and what would be right.
         problem: String,
+    },
+    /// A pickle that would have to be run, or is broken.
+    #[error("{}: {error}", path.display())]
+    Pickle {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        error: PickleError,
+    },
+    /// A dictionary that a format has no words for.
+    #[error("the format {format} cannot hold this dictionary: {reason}")]
+    Inexpressible {
+        /// The format.
+        format: Format,
+        /// What it cannot say.
+        reason: String,
     },
     /// An option that makes no sense.
     #[error("{0}")]

@@ -2,8 +2,8 @@
 //!
 //! - [`Dictionary`]: everything with an encoder and a decoder; its codes are [`SparseCodes`].
 //! - [`Sae`]: an autoencoder or transcoder of any kind; [`train()`] makes one from an activation store.
-//! - [`saelens`]: the SAELens layout on disk.
 //! - [`codes_file`]: activations and codes as safetensors files.
+//! - [`formats`]: the files of other programs; [`saelens`] is also pullback's own layout on disk.
 //! - [`metrics`]: explained variance, L0, density; [`cross_entropy_score`] with the model.
 //! - [`FeaturePages`]: top activating examples and logit weights of chosen features.
 
@@ -11,17 +11,18 @@ pub mod codes_file;
 mod dictionary;
 mod error;
 mod features;
+pub mod formats;
 mod kinds;
 mod learn;
 pub mod metrics;
 mod sae;
-pub mod saelens;
 mod splice;
 mod train;
 
 pub use dictionary::Dictionary;
 pub use error::SaeError;
 pub use features::{Example, FeaturePage, FeaturePages, TokenWeights};
+pub use formats::saelens;
 pub use kinds::{JumpReluSparsity, KindConfig};
 pub use learn::AuxLoss;
 pub use pullback_kernels::sparse::SparseCodes;

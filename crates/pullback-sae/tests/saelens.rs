@@ -10,30 +10,15 @@ mod common;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use bytemuck::{cast_slice, pod_collect_to_vec};
+use bytemuck::cast_slice;
 use common::base::{assert_close, assert_has};
+use common::files::{dense, fixture, floats};
 use common::{random, random_sae};
 use pullback_sae::saelens::{SaeLensMetadata, load, save, save_sparsity};
-use pullback_sae::{Dictionary, Sae, SparseCodes};
+use pullback_sae::{Dictionary, Sae};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
-
-fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/fixtures")
-        .join(name)
-}
-
-fn floats(bytes: &[u8], name: &str) -> Vec<f32> {
-    pod_collect_to_vec(
-        SafeTensors::deserialize(bytes)
-            .unwrap()
-            .tensor(name)
-            .unwrap()
-            .data(),
-    )
-}
 
 fn metadata() -> SaeLensMetadata {
     SaeLensMetadata {
@@ -42,12 +27,6 @@ fn metadata() -> SaeLensMetadata {
         context_size: 16,
         prepend_bos: true,
     }
-}
-
-fn dense(codes: &SparseCodes<f32>, m: usize) -> Vec<f32> {
-    (0..codes.tokens())
-        .flat_map(|token| (0..m as u32).map(move |i| codes.value(token, i)))
-        .collect()
 }
 
 /// A directory that can be read, to be damaged.
@@ -207,12 +186,18 @@ fn flat_configurations_of_older_versions_are_read() {
 }
 
 #[test]
-fn a_scaling_that_would_be_dropped_is_refused() {
+fn a_scaling_that_nobody_speaks_of_is_refused() {
     let dir = Directory::new();
-    // SAELens before 6 multiplies the codes by this tensor when it is there; zeros would silence the dictionary.
-    dir.config(|config| config["finetuning_scaling_factor"] = json!(true));
+    // SAELens before 6 multiplies the codes by this tensor where the configuration says so, and fails where it does not.
     dir.tensors(&[("scaling_factor", &[10])]);
-    assert_has(&dir.error(), &["sae_weights.safetensors", "scaling_factor"]);
+    assert_has(
+        &dir.error(),
+        &[
+            "sae_weights.safetensors",
+            "scaling_factor",
+            "finetuning_scaling_factor",
+        ],
+    );
 }
 
 #[test]
@@ -249,17 +234,23 @@ fn what_cannot_be_read_is_named() {
         error
     };
     assert_has(
-        &changed("architecture", json!("jumprelu")),
-        &["`jumprelu`", "`topk`"],
+        &changed("architecture", json!("temporal")),
+        &["`temporal`", "`topk`"],
     );
-    assert_has(&changed("architecture", Value::Null), &["`standard`"]);
+    assert_has(&changed("architecture", Value::Null), &["null"]);
     assert_has(&changed("d_in", json!("6")), &["`d_in`", "\"6\""]);
     assert_has(&changed("d_sae", json!(-1)), &["`d_sae`", "-1"]);
     assert_has(
-        &changed("normalize_activations", json!("layer_norm")),
-        &["layer_norm"],
+        &changed("normalize_activations", json!("covariance_whitening")),
+        &["covariance_whitening", "layer_norm"],
     );
-    assert_has(&changed("normalize_activations", json!(true)), &["true"]);
+    for average in [json!(true), json!("expected_average_only_in")] {
+        let said = average.to_string();
+        assert_has(
+            &changed("normalize_activations", average),
+            &[&said, "factor", "activation_scaler.json", "W_enc"],
+        );
+    }
     let dir = Directory::new();
     dir.config(|config| {
         config.as_object_mut().unwrap().remove("k");

@@ -8,6 +8,7 @@
 
 #[path = "../../../pullback-activations/tests/common/mod.rs"]
 pub mod base;
+pub mod files;
 
 use pullback_activations::ActivationStore;
 use pullback_sae::{Dictionary, KindConfig, Sae, TrainConfig};

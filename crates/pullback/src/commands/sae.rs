@@ -1,6 +1,7 @@
 //! `pullback sae`: sparse autoencoders.
 
 pub(crate) mod codes;
+pub(crate) mod convert;
 pub(crate) mod eval;
 pub(crate) mod train;
 
@@ -15,4 +16,6 @@ pub(crate) enum Command {
     Encode(codes::Encode),
     /// Activations from sparse codes
     Decode(codes::Decode),
+    /// Write a dictionary in the files of another program
+    Convert(convert::Arguments),
 }
