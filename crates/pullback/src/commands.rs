@@ -23,6 +23,8 @@ pub(crate) fn run(app: &App, command: Command) -> anyhow::Result<()> {
         Command::Harvest(arguments) => harvest::run(app, &arguments),
         Command::Sae(sae::Command::Train(arguments)) => sae::train::run(app, &arguments),
         Command::Sae(sae::Command::Eval(arguments)) => sae::eval::run(app, &arguments),
+        Command::Sae(sae::Command::Features(arguments)) => sae::features::run(app, &arguments),
+        Command::Sae(sae::Command::Compare(arguments)) => sae::compare::run(app, &arguments),
         Command::Adapt(adapt::Command::Train(arguments)) => adapt::train::run(app, &arguments),
         Command::Adapt(adapt::Command::Explain(arguments)) => adapt::explain::run(app, &arguments),
         Command::Tokenize(arguments) => tokenize::run(app, &arguments),
