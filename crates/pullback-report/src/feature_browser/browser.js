@@ -26,7 +26,8 @@
     return text;
   };
   const detail = (at) => {
-    const [count, mean, histogram, examples, bands, promoted, suppressed, near, together] = JSON.parse(lines[at]);
+    const [count, mean, histogram, examples, bands, raised, suppressed, near, together] = JSON.parse(lines[at]);
+    const promoted = raised.flatMap((value, rank) => [table.promoted[at][rank], value]);
     return { count, mean, histogram, examples, bands, promoted, suppressed, near, together };
   };
 
@@ -252,7 +253,7 @@
     const [start, length, peak, activation, marks] = example;
     const stream = passageTokens();
     const values = new Map();
-    for (let i = 0; i < marks.length; i += 2) values.set(marks[i], marks[i + 1]);
+    for (let i = 0; i < marks.length; i += 2) values.set(marks[i], (marks[i + 1] * largest) / 1000);
     values.set(peak, activation);
     const words = make("div", "text");
     words.dir = "auto";

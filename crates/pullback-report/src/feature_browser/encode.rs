@@ -8,10 +8,14 @@ use super::data::{BrowsedFeature, BrowsedPassage, FeatureBrowser};
 
 /// A figure with four significant digits; `null` where it is none.
 fn short(x: f32) -> Value {
+    rounded(x, 4)
+}
+
+fn rounded(x: f32, digits: usize) -> Value {
     if x.is_finite() && x == x.trunc() && x.abs() < 1e4 {
         return json!(x as i32);
     }
-    let rounded: Option<f32> = format!("{x:.3e}").parse().ok();
+    let rounded: Option<f32> = format!("{x:.*e}", digits - 1).parse().ok();
     // Widening the digits as they are printed keeps `0.1` from becoming `0.10000000149011612`.
     let digits = rounded.and_then(|x| x.to_string().parse::<f64>().ok());
     digits
@@ -56,7 +60,8 @@ pub(super) fn tokens(page: &FeatureBrowser) -> String {
     embedded(&json!(page.tokens))
 }
 
-/// Everything else about each feature, one line a feature, so that a line is read when it is looked at.
+/// Everything else about each feature, one line a feature, so that a line is read when it is looked at. Which tokens are
+/// promoted stands in the table already.
 pub(super) fn details(page: &FeatureBrowser) -> String {
     let mut out = String::new();
     for feature in &page.features {
@@ -65,26 +70,32 @@ pub(super) fn details(page: &FeatureBrowser) -> String {
             .iter()
             .map(|band| {
                 json!([
-                    short(band.from),
-                    short(band.to),
-                    short(band.low),
-                    short(band.high),
-                    passages(&band.examples)
+                    rounded(band.from, 3),
+                    rounded(band.to, 3),
+                    rounded(band.low, 3),
+                    rounded(band.high, 3),
+                    passages(&band.examples, feature.largest)
                 ])
             })
             .collect();
         let coactive: Vec<Value> = feature
             .coactive
             .iter()
-            .flat_map(|(other, jaccard, together)| [json!(other), short(*jaccard), json!(together)])
+            .flat_map(|(other, jaccard, together)| {
+                [json!(other), rounded(*jaccard, 3), json!(together)]
+            })
             .collect();
         out += &embedded(&json!([
             feature.count,
             short(feature.mean),
             feature.histogram,
-            passages(&feature.examples),
+            passages(&feature.examples, feature.largest),
             bands,
-            pairs(&feature.promoted),
+            feature
+                .promoted
+                .iter()
+                .map(|(_, change)| rounded(*change, 3))
+                .collect::<Vec<_>>(),
             pairs(&feature.suppressed),
             pairs(&feature.neighbours),
             coactive,
@@ -96,18 +107,22 @@ pub(super) fn details(page: &FeatureBrowser) -> String {
 
 fn pairs(list: &[(u32, f32)]) -> Vec<Value> {
     list.iter()
-        .flat_map(|(number, value)| [json!(number), short(*value)])
+        .flat_map(|(number, value)| [json!(number), rounded(*value, 3)])
         .collect()
 }
 
-/// Start, length, peak, activation, and place and activation of each other token with one.
-fn passages(list: &[BrowsedPassage]) -> Vec<Value> {
+/// Start, length, peak, activation; then the place of each other token with an activation, and that in thousandths of the
+/// feature's largest.
+fn passages(list: &[BrowsedPassage], largest: f32) -> Vec<Value> {
     list.iter()
         .map(|passage| {
             let marks: Vec<Value> = (0..)
                 .zip(&passage.activations)
                 .filter(|(place, value)| **value > 0.0 && *place != passage.peak)
-                .flat_map(|(place, value)| [json!(place), short(*value)])
+                .flat_map(|(place, value)| {
+                    let share = (1000.0 * value / largest).clamp(0.0, 1000.0);
+                    [json!(place), json!(share.round() as u32)]
+                })
                 .collect();
             json!([
                 passage.start,
