@@ -1,8 +1,12 @@
 //! A page: heading, lead, sections, foot; one file that needs nothing else.
 //!
-//! The page has no scripts and loads nothing; a content security policy in its head says so to the browser as well.
+//! A page loads nothing, and has no scripts but those that it is given; a content security policy in its head says so to
+//! the browser as well, and names the scripts by their digests.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
+use sha2::{Digest, Sha256};
 
 use crate::text::{identifier, plain};
 
@@ -17,6 +21,31 @@ pub struct Page {
     lead: Option<Markup>,
     sections: Vec<Section>,
     foot: Option<Markup>,
+    styles: Vec<&'static str>,
+    data: Vec<DataBlock>,
+    scripts: Vec<&'static str>,
+}
+
+/// Data in a page for its script to read.
+#[derive(Debug, Clone)]
+pub(crate) struct DataBlock {
+    id: &'static str,
+    kind: &'static str,
+    text: String,
+}
+
+impl DataBlock {
+    /// JSON; it must not contain `<`.
+    pub(crate) fn json(id: &'static str, text: String) -> Self {
+        let kind = "application/json";
+        Self { id, kind, text }
+    }
+
+    /// Plain text; it must not contain `<`.
+    pub(crate) fn text(id: &'static str, text: String) -> Self {
+        let kind = "text/plain";
+        Self { id, kind, text }
+    }
 }
 
 /// A part of a page with its own heading, listed in the contents.
@@ -68,6 +97,40 @@ impl Page {
         self
     }
 
+    /// Adds to the style of every page.
+    pub(crate) fn style(mut self, style: &'static str) -> Self {
+        self.styles.push(style);
+        self
+    }
+
+    /// Adds data for the script.
+    pub(crate) fn data(mut self, data: DataBlock) -> Self {
+        debug_assert!(!data.text.contains('<'), "data could end its element");
+        self.data.push(data);
+        self
+    }
+
+    /// Adds a script, run when the page is there.
+    pub(crate) fn script(mut self, script: &'static str) -> Self {
+        self.scripts.push(script);
+        self
+    }
+
+    /// What the browser is told to allow.
+    fn policy(&self) -> String {
+        let mut policy =
+            "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+                .to_owned();
+        if !self.scripts.is_empty() {
+            policy += "; script-src";
+            for script in &self.scripts {
+                let digest = STANDARD.encode(Sha256::digest(script));
+                policy += &format!(" 'sha256-{digest}'");
+            }
+        }
+        policy
+    }
+
     /// The whole page as HTML.
     pub fn render(&self) -> String {
         html! {
@@ -76,12 +139,12 @@ impl Page {
                 head {
                     meta charset="utf-8";
                     meta http-equiv="Content-Security-Policy"
-                        content="default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'";
+                        content=(self.policy());
                     meta name="viewport" content="width=device-width, initial-scale=1";
                     meta name="color-scheme" content="light dark";
                     meta name="generator" content={ "pullback " (env!("CARGO_PKG_VERSION")) };
                     title { (self.title) }
-                    style { (PreEscaped(STYLE)) }
+                    style { (PreEscaped(STYLE)) @for style in &self.styles { (PreEscaped(style)) } }
                 }
                 body {
                     main {
@@ -105,6 +168,8 @@ impl Page {
                         }
                         @if let Some(foot) = &self.foot { footer { (foot) } }
                     }
+                    @for data in &self.data { script id=(data.id) type=(data.kind) { (PreEscaped(&data.text)) } }
+                    @for script in &self.scripts { script { (PreEscaped(script)) } }
                 }
             }
         }

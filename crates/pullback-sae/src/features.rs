@@ -1,4 +1,12 @@
-//! Feature pages: what a few chosen features respond to and what they promote.
+//! Feature pages: what a few chosen features respond to and what they promote; and, in [`survey`], all of them.
+
+mod coactive;
+pub(crate) mod largest;
+mod logits;
+pub(crate) mod neighbours;
+mod passages;
+mod statistics;
+mod survey;
 
 use burn::tensor::{Tensor, TensorData};
 use pullback_activations::ActivationStore;
@@ -7,6 +15,10 @@ use pullback_model::Model;
 use serde::{Deserialize, Serialize};
 
 use crate::{Dictionary, SaeError};
+
+pub use coactive::CoActive;
+pub use passages::Passage;
+pub use survey::{Band, Survey, SurveyConfig, SurveyedFeature, SurveyedFeatures};
 
 /// A place in the text where a feature is strongly active.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -188,16 +200,14 @@ impl FeaturePages {
                 break;
             }
             let (row, activation) = active[at];
+            let span = passages::span(store, row, self.context);
+            let span = span.start as usize..span.end as usize;
             let row = row as usize;
             let sequence = store.sequence(row);
             if seen.contains(&sequence) {
                 continue;
             }
             seen.push(sequence);
-            let first = row - store.position(row) as usize;
-            let last = (first + store.info().context).min(store.len());
-            let span =
-                row.saturating_sub(self.context).max(first)..(row + self.context + 1).min(last);
             let text = |rows: std::ops::Range<usize>| {
                 let ids: Vec<u32> = rows.map(|row| store.token(row)).collect();
                 model.tokenizer().decode(&ids, false)

@@ -6,8 +6,11 @@
 //! - [`formats`]: the files of other programs; [`saelens`] is also pullback's own layout on disk.
 //! - [`metrics`]: explained variance, L0, density; [`cross_entropy_score`] with the model.
 //! - [`FeaturePages`]: top activating examples and logit weights of chosen features.
+//! - [`SurveyConfig`]: the same and more of all features, in two passes.
+//! - [`compare()`]: two dictionaries matched on the directions of their features.
 
 pub mod codes_file;
+mod compare;
 mod dictionary;
 mod error;
 mod features;
@@ -19,9 +22,15 @@ mod sae;
 mod splice;
 mod train;
 
+pub use compare::{
+    Assignment, CompareConfig, Comparison, MatchedPair, Side, assign_dense, assign_sparse, compare,
+};
 pub use dictionary::Dictionary;
 pub use error::SaeError;
-pub use features::{Example, FeaturePage, FeaturePages, TokenWeights};
+pub use features::{
+    Band, CoActive, Example, FeaturePage, FeaturePages, Passage, Survey, SurveyConfig,
+    SurveyedFeature, SurveyedFeatures, TokenWeights,
+};
 pub use formats::saelens;
 pub use kinds::{JumpReluSparsity, KindConfig};
 pub use learn::AuxLoss;

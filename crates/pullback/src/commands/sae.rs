@@ -1,8 +1,10 @@
 //! `pullback sae`: sparse autoencoders.
 
 pub(crate) mod codes;
+pub(crate) mod compare;
 pub(crate) mod convert;
 pub(crate) mod eval;
+pub(crate) mod features;
 pub(crate) mod train;
 
 /// Commands under `sae`.
@@ -18,4 +20,8 @@ pub(crate) enum Command {
     Decode(codes::Decode),
     /// Write a dictionary in the files of another program
     Convert(convert::Arguments),
+    /// Write a page on which all features can be searched, sorted and looked at
+    Features(features::Arguments),
+    /// Match the features of two dictionaries
+    Compare(compare::Arguments),
 }

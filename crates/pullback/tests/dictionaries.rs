@@ -1,0 +1,329 @@
+//! `sae features` and `sae compare` from outside, on autoencoders of the tiny model.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::missing_panics_doc)]
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+fn run(dir: &Path, arguments: &[&str]) -> Output {
+    Command::new(assert_cmd::cargo::cargo_bin!("pullback"))
+        .current_dir(dir)
+        .env("PULLBACK_CACHE", dir.join("cache"))
+        .env("PULLBACK_PIP", "false")
+        .env("PULLBACK_NPM", "false")
+        .env("HF_HOME", dir.join("huggingface"))
+        .env("HF_HUB_OFFLINE", "1")
+        .args(arguments)
+        .output()
+        .unwrap()
+}
+
+#[track_caller]
+fn text(dir: &Path, arguments: &[&str]) -> String {
+    let output = run(dir, arguments);
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[track_caller]
+fn parsed(dir: &Path, arguments: &[&str]) -> Value {
+    serde_json::from_str(&text(dir, arguments)).unwrap()
+}
+
+/// Fails with status 1 and one line that holds all the words.
+#[track_caller]
+fn fails(dir: &Path, arguments: &[&str], words: &[&str]) {
+    let output = run(dir, arguments);
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{errors}");
+    let line = errors.lines().last().unwrap_or_default();
+    assert!(line.starts_with("error: "), "{errors}");
+    for word in words {
+        assert!(line.contains(word), "`{word}` is not in: {line}");
+    }
+}
+
+/// A directory with a store and autoencoders `sae` and `other` of two seeds; the model's path.
+fn place() -> (TempDir, String) {
+    let dir = TempDir::new().unwrap();
+    let model = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../pullback-model/tests/fixtures/tiny-llama.gguf")
+        .display()
+        .to_string();
+    let words = [
+        "the", "captain", "looked", "over", "a", "calm", "sea", "and", "wind",
+    ];
+    let mut state = 12_345_u64;
+    fs::create_dir(dir.path().join("corpus")).unwrap();
+    for document in 0..16 {
+        let mut text = String::new();
+        for _ in 0..300 {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            text += words[(state >> 33) as usize % words.len()];
+            text.push(' ');
+        }
+        fs::write(dir.path().join(format!("corpus/{document:02}.txt")), text).unwrap();
+    }
+    let at = dir.path();
+    text(
+        at,
+        &[
+            "harvest",
+            &model,
+            "--text",
+            "corpus",
+            "--at",
+            "1.resid_post",
+            "--tokens",
+            "3000",
+            "--held-out",
+            "512",
+            "--context",
+            "32",
+            "-o",
+            "store",
+        ],
+    );
+    for (out, seed) in [("sae", "0"), ("other", "1")] {
+        text(
+            at,
+            &[
+                "sae",
+                "train",
+                "store",
+                "--features",
+                "96",
+                "--k",
+                "4",
+                "--passes",
+                "2",
+                "--batch",
+                "256",
+                "--seed",
+                seed,
+                "--model",
+                &model,
+                "-o",
+                out,
+            ],
+        );
+    }
+    (dir, model)
+}
+
+#[test]
+fn features_writes_a_page_and_tells_every_feature() {
+    let (dir, model) = place();
+    let dir = dir.path();
+    let base = [
+        "sae", "features", "sae", "--store", "store", "--model", &model,
+    ];
+    let with = |more: &[&'static str]| -> Vec<&str> {
+        base.iter().copied().chain(more.iter().copied()).collect()
+    };
+    let told = text(dir, &with(&[]));
+    assert!(
+        told.contains("96 of 96 features") && told.contains("features.html"),
+        "{told}"
+    );
+    let page = fs::read_to_string(dir.join("features.html")).unwrap();
+    assert!(page.starts_with("<!DOCTYPE html>") && page.contains("Features of sae"));
+    assert!(page.contains("data-sort=\"logit\"") && !page.contains("data-sort=\"change\""));
+    assert!(page.contains("J(i, j) = n_ij / (n_i + n_j − n_ij)"));
+    fails(
+        dir,
+        &with(&[]),
+        &["features.html already exists", "--force"],
+    );
+
+    let result = parsed(dir, &with(&["--force", "--json", "--context", "5"]));
+    assert_eq!(
+        (&result["dictionary"], &result["page"]),
+        (&json!(96), &json!("features.html"))
+    );
+    let features = result["features"].as_array().unwrap();
+    assert_eq!(features.len(), 96);
+    let live: Vec<&Value> = features
+        .iter()
+        .filter(|f| f["count"].as_u64() > Some(20))
+        .collect();
+    assert!(live.len() > 5, "too little is active for this test");
+    for feature in live {
+        for key in [
+            "promoted",
+            "suppressed",
+            "examples",
+            "bands",
+            "neighbours",
+            "coactive",
+            "histogram",
+        ] {
+            assert!(
+                !feature[key].as_array().unwrap().is_empty(),
+                "{key}: {feature}"
+            );
+        }
+        let example = &feature["examples"][0];
+        let token = example["token"].as_str().unwrap();
+        assert!(
+            example["text"]
+                .as_str()
+                .unwrap()
+                .contains(&format!("«{token}»"))
+        );
+        assert_eq!(example["activation"], feature["largest"]);
+        let counted: u64 = feature["histogram"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter_map(Value::as_u64)
+            .sum();
+        assert_eq!(Some(counted), feature["count"].as_u64());
+    }
+
+    let bare = parsed(
+        dir,
+        &[
+            "sae",
+            "features",
+            "sae",
+            "--store",
+            "store",
+            "--no-model",
+            "--json",
+            "--limit",
+            "7",
+            "-o",
+            "bare.html",
+        ],
+    );
+    assert_eq!(bare["features"].as_array().unwrap().len(), 7);
+    assert_eq!(bare["features"][0]["promoted"], json!([]));
+    let token = bare["features"][0]["examples"][0]["token"]
+        .as_str()
+        .unwrap();
+    assert!(token.starts_with('⟨') && token.ends_with('⟩'), "{token}");
+    let page = fs::read_to_string(dir.join("bare.html")).unwrap();
+    assert!(!page.contains("data-sort=\"logit\""));
+}
+
+#[test]
+fn features_takes_a_change_and_refuses_what_does_not_fit() {
+    let (dir, model) = place();
+    let dir = dir.path();
+    fs::write(
+        dir.join("change.json"),
+        json!({ "3": 0.5, "90": -2.0, "4": 0.1 }).to_string(),
+    )
+    .unwrap();
+    fs::write(dir.join("short.json"), "[1, 2]").unwrap();
+    let base = [
+        "sae", "features", "sae", "--store", "store", "--model", &model,
+    ];
+    let with = |more: &[&'static str]| -> Vec<&str> {
+        base.iter().copied().chain(more.iter().copied()).collect()
+    };
+    let result = parsed(
+        dir,
+        &with(&["--change", "change.json", "--limit", "2", "--json"]),
+    );
+    let found: Vec<(&Value, &Value)> = result["features"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|feature| (&feature["feature"], &feature["change"]))
+        .collect();
+    assert_eq!(
+        found,
+        [(&json!(90), &json!(-2.0)), (&json!(3), &json!(0.5))]
+    );
+    let page = fs::read_to_string(dir.join("features.html")).unwrap();
+    assert!(page.contains("data-sort=\"change\""));
+    fails(
+        dir,
+        &with(&["--change", "short.json", "-o", "out.html"]),
+        &["short.json", "2 numbers for a dictionary of 96"],
+    );
+    fails(
+        dir,
+        &with(&["--context", "5000", "-o", "out.html"]),
+        &["--context is 5000", "100"],
+    );
+    fails(
+        dir,
+        &["sae", "features", "store", "--store", "store"],
+        &["store"],
+    );
+    assert!(!dir.join("out.html").exists());
+}
+
+#[test]
+fn compare_tells_what_is_shared_and_writes_a_page() {
+    let (dir, _) = place();
+    let dir = dir.path();
+    let same = parsed(dir, &["sae", "compare", "sae", "sae", "--json"]);
+    assert_eq!(
+        (&same["shared"], &same["exact"]),
+        (&json!(96), &json!(true))
+    );
+    assert!((same["mean_matched_cosine"].as_f64().unwrap() - 1.0).abs() < 1e-6);
+    let found = parsed(
+        dir,
+        &[
+            "sae",
+            "compare",
+            "sae",
+            "other",
+            "--json",
+            "-o",
+            "page.html",
+        ],
+    );
+    let count = |key: &str| found[key].as_array().unwrap().len() as u64;
+    let shared = found["shared"].as_u64().unwrap();
+    assert_eq!(
+        (count("pairs"), count("lost"), count("new")),
+        (96, 96 - shared, 96 - shared)
+    );
+    let mmcs = found["a"]["mean_max_cosine"].as_f64().unwrap();
+    assert!(mmcs >= found["mean_matched_cosine"].as_f64().unwrap() - 1e-9 && mmcs < 1.0);
+    let page = fs::read_to_string(dir.join("page.html")).unwrap();
+    assert!(page.starts_with("<!DOCTYPE html>") && page.contains("What two dictionaries share"));
+    let told = text(
+        dir,
+        &[
+            "sae",
+            "compare",
+            "sae",
+            "other",
+            "--exact",
+            "50",
+            "--neighbours",
+            "3",
+        ],
+    );
+    assert!(
+        told.contains("among the 3 nearest") && told.contains("MMCS"),
+        "{told}"
+    );
+    fails(
+        dir,
+        &["sae", "compare", "sae", "other", "-o", "page.html"],
+        &["page.html already exists", "--force"],
+    );
+    fails(
+        dir,
+        &["sae", "compare", "sae", "other", "--threshold", "1.5"],
+        &["threshold is 1.5"],
+    );
+    fails(dir, &["sae", "compare", "sae", "nothing"], &["nothing"]);
+}
