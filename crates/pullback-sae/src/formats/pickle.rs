@@ -274,7 +274,8 @@ impl<'a> Machine<'a> {
                     self.take(8)?;
                 }
                 b'(' => self.marks.push(self.stack.len()),
-                b'.' => return self.pop(),
+                b'.' if self.marks.is_empty() => return self.pop(),
+                b'.' => return Err(self.broken("a mark is left at the end")),
                 b'N' => self.stack.push(Value::None),
                 // NEWTRUE, NEWFALSE
                 0x88 | 0x89 => self.stack.push(Value::Bool),
