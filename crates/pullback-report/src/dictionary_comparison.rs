@@ -52,7 +52,7 @@ const ROWS: usize = 40;
 pub fn render(page: &DictionaryComparison) -> String {
     Page::new(&page.title)
         .subtitle(flow(&format!(
-            "A: {} · {} features    B: {} · {} features",
+            "A: {}, {} features; B: {}, {} features",
             page.a.name,
             number::count(page.a.features as u64),
             page.b.name,
@@ -134,7 +134,7 @@ fn pairs(page: &DictionaryComparison) -> Markup {
         .max(ROWS.min(page.pairs.len()));
     let around = page.pairs.iter().skip(edge).take(ROWS);
     html! {
-        p { "Every feature is in one pair at most. The nearest pairs, and those about the threshold:" }
+        p { "Every feature is in one pair at most. The nearest pairs, and those further down, about the threshold where it is among them:" }
         div.two {
             div { h3 { "Nearest" } (pair_table(first)) }
             @if edge < page.pairs.len() { div { h3 { "From place " (number::count(edge as u64 + 1)) " on" } (pair_table(around)) } }

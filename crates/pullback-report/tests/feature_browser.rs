@@ -1,5 +1,7 @@
-//! The feature browser: closed to the world, its data whole, its size in bounds.
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+//! The feature browser: closed to the world, its data whole.
+
+// The helpers are tests too, though they carry no attribute.
+#![allow(clippy::unwrap_used)]
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;

@@ -260,7 +260,9 @@ fn features_takes_a_change_and_refuses_what_does_not_fit() {
     );
     fails(
         dir,
-        &["sae", "features", "store", "--store", "store"],
+        &[
+            "sae", "features", "store", "--store", "store", "-o", "out.html",
+        ],
         &["store"],
     );
     assert!(!dir.join("out.html").exists());

@@ -164,7 +164,7 @@ fn page(arguments: &Arguments, found: &Comparison, notes: &[String]) -> Dictiona
     }
 }
 
-/// Edges of the histogram that is printed.
+/// Edges of the histogram that is printed; below the last one are the pairs that point apart.
 const EDGES: [f32; 7] = [0.95, 0.9, 0.8, 0.7, 0.5, 0.3, 0.0];
 
 /// The comparison for a person.
@@ -197,14 +197,23 @@ fn describe(arguments: &Arguments, found: &Comparison, notes: &[String]) -> Stri
         );
     }
     let mut above = f32::INFINITY;
-    for edge in EDGES {
+    for edge in EDGES.into_iter().chain([f32::NEG_INFINITY]) {
         let inside = |cosine: f32| cosine >= edge && cosine < above;
         let count = found
             .pairs
             .iter()
             .filter(|pair| inside(pair.cosine))
             .count();
-        text += &format!("  cosine {edge:.2} and more {count:>9}\n");
+        let name = if above.is_infinite() {
+            format!("{edge:.2} or more")
+        } else if edge.is_infinite() {
+            format!("below {above:.2}")
+        } else {
+            format!("{edge:.2} to {above:.2}")
+        };
+        if count > 0 || edge.is_finite() {
+            text += &format!("  cosine {name:14} {count:>9}\n");
+        }
         above = edge;
     }
     text.push('\n');

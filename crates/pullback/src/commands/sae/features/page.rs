@@ -6,6 +6,7 @@ use pullback_activations::ActivationStore;
 use pullback_report::feature_browser::{
     self, BrowsedBand, BrowsedFeature, BrowsedPassage, FeatureBrowser,
 };
+use pullback_report::number::count;
 use pullback_sae::{Dictionary, Passage, Sae, Survey, SurveyConfig, SurveyedFeature};
 
 use super::{Arguments, Words};
@@ -43,11 +44,11 @@ pub(super) fn render(source: &Source<'_>) -> String {
         title: format!("Features of {}", name(&source.arguments.sae)),
         subtitle: format!(
             "{} features at {site}{}, looked for in {} tokens",
-            survey.densities.len(),
+            count(survey.densities.len() as u64),
             source
                 .model
                 .map_or_else(String::new, |model| format!(" of {model}")),
-            survey.tokens
+            count(survey.tokens as u64)
         ),
         dictionary: survey.densities.len(),
         densities: survey.densities.clone(),
@@ -204,7 +205,7 @@ fn facts(source: &Source<'_>, site: &str) -> Vec<(String, String)> {
         fact("active features a token", format!("{:.1}", survey.l0)),
         fact("site", site.to_owned()),
         fact("store", source.arguments.store.display().to_string()),
-        fact("tokens looked at", survey.tokens.to_string()),
+        fact("tokens looked at", count(survey.tokens as u64)),
     ];
     if let Some(model) = source.model {
         facts.push(fact("model", model.to_owned()));
@@ -221,7 +222,7 @@ fn notes(source: &Source<'_>) -> Vec<String> {
         format!(
             "Everything is counted on the {} rows of the store that are neither first in their sequence nor of abnormal \
              length, those held out included.",
-            survey.tokens
+            count(survey.tokens as u64)
         ),
         format!(
             "Strongest: the {} largest activations, at most one a sequence. The marked token is the one that the figure on \
