@@ -10,6 +10,8 @@ use crate::simd::vectorized;
 const TOKENS: usize = 64;
 
 /// Dot product in 32 running sums: enough independent chains to keep the vector units busy.
+///
+/// The sums are fused multiply-adds and their order is fixed, so the bits are the same on every processor.
 #[inline(always)]
 pub fn dot<T: Real>(a: &[T], b: &[T]) -> T {
     let mut sums = [T::zero(); 32];
@@ -23,10 +25,15 @@ pub fn dot<T: Real>(a: &[T], b: &[T]) -> T {
     for (&a, &b) in left.remainder().iter().zip(right.remainder()) {
         total += a * b;
     }
-    for sum in sums {
-        total += sum;
+    // Halves are added to each other, whole vectors first.
+    let mut width = 16;
+    while width > 0 {
+        for i in 0..width {
+            sums[i] += sums[i + width];
+        }
+        width /= 2;
     }
-    total
+    total + sums[0]
 }
 
 /// `out += factor · row`.

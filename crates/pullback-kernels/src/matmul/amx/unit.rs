@@ -4,7 +4,7 @@ use std::arch::asm;
 use std::arch::x86_64::{__cpuid, __cpuid_count};
 use std::sync::LazyLock;
 
-use super::split::{PANEL, STEP_ROWS, TileRow};
+use super::split::{PANEL, STEP_ROWS, TileRow, step_rows};
 
 /// Whether this processor has the unit and the system lets this process use it.
 pub(crate) fn available() -> bool {
@@ -59,12 +59,12 @@ fn permitted() -> bool {
 
 /// The configuration of the tile registers of this thread, given back when dropped.
 #[derive(Debug)]
-pub(super) struct Tiles;
+pub(crate) struct Tiles;
 
 impl Tiles {
     /// # Safety
     /// [`available`] must hold.
-    pub(super) unsafe fn configure() -> Self {
+    pub(crate) unsafe fn configure() -> Self {
         #[repr(C, align(64))]
         struct Configuration {
             palette: u8,
@@ -108,7 +108,7 @@ pub(super) const AHEAD: usize = 16;
 
 /// The sums of a panel of the left operand with one of the right.
 #[repr(C, align(64))]
-pub(super) struct Sums(pub(super) [f32; PANEL * PANEL]);
+pub(crate) struct Sums(pub(crate) [f32; PANEL * PANEL]);
 
 /// `sums = left × right` over `steps` packed steps of one panel each.
 ///
@@ -202,6 +202,73 @@ pub(super) unsafe fn multiply_panels(
             "add {left}, 6144",
             "add {right}, 6144",
             "add {ahead}, 1024",
+            "dec {steps}",
+            "jnz 2b",
+            "tilestored [{sums} + {sums_row}], tmm0",
+            "tilestored [{sums} + {sums_row} + 64], tmm1",
+            "tilestored [{sums} + {sums_row} + 2048], tmm2",
+            "tilestored [{sums} + {sums_row} + 2112], tmm3",
+            left = inout(reg) left => _,
+            right = inout(reg) right => _,
+            ahead = inout(reg) ahead => _,
+            steps = inout(reg) steps => _,
+            row = in(reg) 64_usize,
+            sums = in(reg) sums.0.as_mut_ptr(),
+            sums_row = in(reg) 128_usize,
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+            options(nostack),
+        );
+    }
+}
+
+/// Rows that [`multiply_high_panels`] asks for ahead of their use in each step.
+pub(crate) const HIGH_AHEAD: usize = 8;
+
+/// `sums = left × right` of the high parts alone, over `steps` packed steps of one panel each.
+///
+/// Each step also asks for [`HIGH_AHEAD`] rows from `ahead` on, for the second cache; nothing is read there.
+///
+/// # Safety
+/// The tiles must be configured, and `left` and `right` valid for reads of `steps` steps of one part.
+#[inline]
+pub(crate) unsafe fn multiply_high_panels(
+    sums: &mut Sums,
+    left: *const TileRow,
+    right: *const TileRow,
+    steps: usize,
+    ahead: *const TileRow,
+) {
+    const {
+        assert!(step_rows(1) * size_of::<TileRow>() == 2048 && PANEL == 32 && HIGH_AHEAD == 8);
+    }
+    // SAFETY: reads lie in the steps that the caller promises, writes in `sums`: 32 rows of 128 bytes.
+    unsafe {
+        asm!(
+            "tilezero tmm0",
+            "tilezero tmm1",
+            "tilezero tmm2",
+            "tilezero tmm3",
+            "2:",
+            "tileloadd tmm4, [{left} + {row}]",
+            "tileloadd tmm6, [{right} + {row}]",
+            "tileloadd tmm7, [{right} + {row} + 1024]",
+            "tileloadd tmm5, [{left} + {row} + 1024]",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "prefetcht1 [{ahead}]",
+            "prefetcht1 [{ahead} + 64]",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            "prefetcht1 [{ahead} + 128]",
+            "prefetcht1 [{ahead} + 192]",
+            "tdpbf16ps tmm2, tmm5, tmm6",
+            "prefetcht1 [{ahead} + 256]",
+            "prefetcht1 [{ahead} + 320]",
+            "tdpbf16ps tmm3, tmm5, tmm7",
+            "prefetcht1 [{ahead} + 384]",
+            "prefetcht1 [{ahead} + 448]",
+            "add {left}, 2048",
+            "add {right}, 2048",
+            "add {ahead}, 512",
             "dec {steps}",
             "jnz 2b",
             "tilestored [{sums} + {sums_row}], tmm0",

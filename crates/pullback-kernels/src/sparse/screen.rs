@@ -1,0 +1,468 @@
+//! Which features can be among the `k` largest, from scores that are only nearly right.
+//!
+//! A cheap product gives each pre-activation a score `s` with a bound `e` on its error. At least `k` features reach
+//! the `k`-th largest `s − e`, so one whose `s + e` lies below it is not among the `k` largest. The few others are
+//! computed anew ([`super::exact`]).
+//!
+//! # The bound
+//!
+//! The cheap product is that of rounded vectors `x̂`, `ŵ`, so that by Cauchy and Schwarz
+//!
+//! `|x·w − x̂·ŵ| = |(x − x̂)·w + x̂·(w − ŵ)| ≤ ‖x − x̂‖‖w‖ + ‖x̂‖‖w − ŵ‖`.
+//!
+//! Roundings of sums, those of the cheap product and those of the value that the score stands for, add
+//! `γ·max(‖x‖, ‖x̂‖)·max(‖w‖, ‖ŵ‖)`; what is made of the sum adds `2⁻²¹|b|`, and what is below the normal
+//! numbers of `f32` a few times `2⁻¹²⁶` a term. Norms are computed in `f64` and rounded up.
+//!
+//! With `p ≥ ‖w‖, ‖ŵ‖`, `q ≥ ‖w − ŵ‖` and `c` of each feature, `α ≥ ‖x − x̂‖ + γ·max(‖x‖, ‖x̂‖)` and `β ≥ ‖x̂‖` of
+//! each row, the bound is `e = αp + βq + c`. Features whose numbers are not finite have an infinite bound; rows
+//! whose bounds could overflow are not screened.
+
+use crate::simd::vectorized;
+
+#[cfg(all(
+    target_arch = "x86_64",
+    target_os = "linux",
+    target_pointer_width = "64"
+))]
+pub(super) mod tiles;
+
+/// Features that are screened together, and rows of a product's block.
+pub(super) const PANEL: usize = 32;
+/// Groups that share a vector.
+const LANES: usize = 16;
+/// Features before the first threshold at least.
+const FIRST: usize = 512;
+/// Norms are enlarged by this factor: far more than the roundings of the bound itself, which are below `2⁻²¹`.
+const ENLARGED: f64 = 1.0 + 2e-6;
+/// Products of norms, and biases, from which on scores might overflow.
+const LARGE: f64 = 1e37;
+
+/// Units of `γ`, each `2⁻²⁴`, for a value computed by [`super::exact`] and for the sums of bound and score.
+pub(super) fn units_of_value(d: usize) -> f64 {
+    // A fused multiply-add for every 32 positions, the sum of the 32 sums, up to 31 positions that are left, the
+    // bias; four more for the score's own sums.
+    (d.div_ceil(32) + 5 + 2 * 31 + 1 + 4) as f64
+}
+
+/// How long a row or a feature's vector is, how long what is kept of it, and what is lost.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Lengths {
+    /// `‖x‖`
+    pub(super) whole: f64,
+    /// `‖x̂‖`
+    pub(super) kept: f64,
+    /// `‖x − x̂‖`
+    pub(super) lost: f64,
+}
+
+impl Lengths {
+    /// From the numbers and what is kept of each.
+    #[inline(always)]
+    pub(super) fn of(numbers: &[f32], keep: impl Fn(f32) -> f64) -> Self {
+        const SUMS: usize = 16;
+        let mut sums = [[0.0_f64; SUMS]; 3];
+        let mut add = |lane: usize, x: f32| {
+            let (whole, kept) = (f64::from(x), keep(x));
+            let lost = whole - kept;
+            sums[0][lane] += whole * whole;
+            sums[1][lane] += kept * kept;
+            sums[2][lane] += lost * lost;
+        };
+        let chunks = numbers.chunks_exact(SUMS);
+        for (lane, &x) in chunks.remainder().iter().enumerate() {
+            add(lane, x);
+        }
+        for chunk in chunks {
+            for lane in 0..SUMS {
+                add(lane, chunk[lane]);
+            }
+        }
+        let [whole, kept, lost] = sums.map(|sums| sums.iter().sum::<f64>().sqrt());
+        Self { whole, kept, lost }
+    }
+
+    fn larger(self) -> f64 {
+        self.whole.max(self.kept)
+    }
+}
+
+/// The smallest `f32` that is not below `x`, enlarged.
+fn up(x: f64) -> f32 {
+    let x = x * ENLARGED;
+    let near = x as f32;
+    if f64::from(near) < x {
+        near.next_up()
+    } else {
+        near
+    }
+}
+
+/// What the scores and bounds of 32 neighbouring features need besides the product.
+#[derive(Clone, Debug)]
+#[repr(C, align(64))]
+struct FeaturePanel {
+    bias: [f32; PANEL],
+    /// `p`
+    norm: [f32; PANEL],
+    /// `q`
+    lost: [f32; PANEL],
+    /// `c`
+    slack: [f32; PANEL],
+}
+
+/// What the scores and bounds of all features need.
+#[derive(Clone, Debug)]
+pub(super) struct Bounds {
+    panels: Vec<FeaturePanel>,
+    /// The largest finite `p`.
+    largest: f64,
+    /// `γ`
+    gamma: f64,
+    features: usize,
+}
+
+impl Bounds {
+    /// Of features with these lengths and biases, where rows have `d` numbers and a score and a value together go
+    /// through `units` roundings.
+    pub(super) fn new(lengths: &[Lengths], bias: &[f32], d: usize, units: f64) -> Self {
+        // More than what the tile unit and vectors take for zero: factors, products and sums below 2⁻¹²⁶.
+        let tiny = (4 * d + 256) as f64 * f64::from(f32::MIN_POSITIVE);
+        let mut largest = 0.0_f64;
+        let panels = lengths
+            .chunks(PANEL)
+            .zip(bias.chunks(PANEL))
+            .map(|(lengths, bias)| {
+                // A feature that is not there is never reached: its score is not a number.
+                let mut panel = FeaturePanel {
+                    bias: [f32::NAN; PANEL],
+                    norm: [0.0; PANEL],
+                    lost: [0.0; PANEL],
+                    slack: [0.0; PANEL],
+                };
+                panel.bias[..bias.len()].copy_from_slice(bias);
+                for (i, (lengths, &bias)) in lengths.iter().zip(bias).enumerate() {
+                    let norm = lengths.larger();
+                    if norm <= LARGE && lengths.lost <= LARGE {
+                        largest = largest.max(norm);
+                        panel.norm[i] = up(norm);
+                        panel.lost[i] = up(lengths.lost);
+                    } else {
+                        panel.norm[i] = f32::INFINITY;
+                    }
+                    let bias = f64::from(bias).abs();
+                    panel.slack[i] = if bias <= LARGE {
+                        up(bias * 2.0_f64.powi(-21) + tiny)
+                    } else {
+                        f32::INFINITY
+                    };
+                }
+                panel
+            })
+            .collect();
+        Self {
+            panels,
+            largest,
+            // Higher powers of a rounding are within one in a thousand.
+            gamma: units * 2.0_f64.powi(-24) * 1.001,
+            features: bias.len(),
+        }
+    }
+
+    pub(super) fn features(&self) -> usize {
+        self.features
+    }
+
+    pub(super) fn panels(&self) -> usize {
+        self.panels.len()
+    }
+
+    /// `α` and `β` of a row, none if its scores might overflow.
+    fn of_row(&self, row: Lengths) -> Option<[f32; 2]> {
+        let norm = row.larger();
+        let small = norm <= LARGE && row.lost <= LARGE && norm * self.largest.max(1.0) <= LARGE;
+        small.then(|| {
+            let alpha = up(row.lost + self.gamma * norm).max(f32::MIN_POSITIVE);
+            [alpha, up(row.kept)]
+        })
+    }
+
+    /// The bound on the error of a score.
+    #[cfg(test)]
+    pub(super) fn error(&self, row: Lengths, feature: usize) -> Option<f64> {
+        let panel = &self.panels[feature / PANEL];
+        let i = feature % PANEL;
+        self.of_row(row)
+            .map(|[a, b]| f64::from(a.mul_add(panel.norm[i], b.mul_add(panel.lost[i], panel.slack[i]))))
+    }
+}
+
+/// How the bits are found of the 32 numbers that are at least as large as a bound.
+pub(super) trait Reached: Copy {
+    /// A bit a number.
+    fn reached(self, numbers: &[f32; PANEL], bound: f32) -> u32;
+}
+
+/// In the plain way.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Plain;
+
+impl Reached for Plain {
+    #[inline(always)]
+    fn reached(self, numbers: &[f32; PANEL], bound: f32) -> u32 {
+        let mut any = 0;
+        for &x in numbers {
+            any |= u32::from(x >= bound);
+        }
+        if any == 0 {
+            return 0;
+        }
+        let mut bits = 0;
+        for (i, &x) in numbers.iter().enumerate() {
+            bits |= u32::from(x >= bound) << i;
+        }
+        bits
+    }
+}
+
+/// What a row's features have shown so far.
+#[derive(Clone, Debug, Default)]
+struct Row {
+    /// Features whose `s + e` reached the threshold of their time, ascending, and `s + e`.
+    features: Vec<u32>,
+    upper: Vec<f32>,
+    /// Not screened.
+    dense: bool,
+}
+
+/// A few rows on their way through the features, panel by panel in order.
+///
+/// The threshold of a row is a lower bound on its `k`-th largest `s − e` so far: features are dealt to groups, and
+/// `k` of them reach the `k`-th largest of the groups' maxima. The first panels' scores are kept until there is a
+/// threshold; after that only what reaches it is.
+#[derive(Debug, Default)]
+pub(super) struct Block {
+    k: usize,
+    /// Vectors of groups a row.
+    slots: usize,
+    /// Panels whose scores are kept.
+    first: usize,
+    /// Panels after which thresholds are found anew.
+    next: usize,
+    /// Features found from which on a row is not screened.
+    limit: usize,
+    bounds: Vec<[f32; 2]>,
+    thresholds: Vec<f32>,
+    maxima: Vec<[f32; LANES]>,
+    kept: Vec<[f32; PANEL]>,
+    rows: Vec<Row>,
+}
+
+impl Block {
+    /// Begins with rows of these lengths. All memory is used again.
+    pub(super) fn begin(&mut self, bounds: &Bounds, k: usize, lengths: &[Lengths]) {
+        let panels = bounds.panels();
+        // Eight groups for each of the k largest: few of them share one.
+        self.k = k;
+        self.slots = (8 * k / LANES).clamp(FIRST / LANES, panels.max(FIRST / LANES));
+        self.first = (8 * k).clamp(FIRST, FIRST.max(panels * PANEL)).div_ceil(PANEL).min(panels);
+        self.next = self.first;
+        self.limit = (bounds.features() / 8).max(2 * k + 64);
+        let count = lengths.len();
+        self.maxima.clear();
+        self.maxima.resize(count * self.slots, [0.0; LANES]);
+        // What is left in it is written before it is read.
+        self.kept.resize(count * self.first, [0.0; PANEL]);
+        self.thresholds.clear();
+        self.bounds.clear();
+        self.rows.resize_with(count.max(self.rows.len()), Row::default);
+        for (row, &lengths) in self.rows.iter_mut().zip(lengths) {
+            row.features.clear();
+            row.upper.clear();
+            let bounds = bounds.of_row(lengths);
+            row.dense = bounds.is_none();
+            self.bounds.push(bounds.unwrap_or_default());
+            self.thresholds
+                .push(if row.dense { f32::INFINITY } else { f32::MIN_POSITIVE });
+        }
+    }
+
+    /// Takes the products of the rows from `row` on with the features of a panel: `sums`, one row after `stride`
+    /// numbers.
+    #[inline(always)]
+    pub(super) fn take(
+        &mut self,
+        bounds: &Bounds,
+        panel: usize,
+        row: usize,
+        sums: &[f32],
+        stride: usize,
+        reached: impl Reached,
+    ) {
+        let FeaturePanel {
+            bias,
+            norm,
+            lost,
+            slack,
+        } = &bounds.panels[panel];
+        let slot = panel % self.slots;
+        let rows = self.bounds.len().min(row + PANEL);
+        for (sums, row) in sums.chunks(stride).zip(row..rows) {
+            let Some(sums) = sums.first_chunk::<PANEL>() else {
+                return;
+            };
+            let [a, b] = self.bounds[row];
+            let mut upper = [0.0; PANEL];
+            let mut lower = [0.0; PANEL];
+            for i in 0..PANEL {
+                let error = a.mul_add(norm[i], b.mul_add(lost[i], slack[i]));
+                upper[i] = sums[i] + (bias[i] + error);
+                lower[i] = error.mul_add(-2.0, upper[i]);
+            }
+            let maxima = &mut self.maxima[row * self.slots + slot];
+            for i in 0..LANES {
+                // In this order a score that is not a number changes nothing.
+                let top = if lower[i] > maxima[i] { lower[i] } else { maxima[i] };
+                maxima[i] = if lower[i + LANES] > top { lower[i + LANES] } else { top };
+            }
+            if panel < self.first {
+                self.kept[row * self.first + panel] = upper;
+            } else {
+                let mut bits = reached.reached(&upper, self.thresholds[row]);
+                if bits != 0 {
+                    let found = &mut self.rows[row];
+                    if found.features.len() > self.limit {
+                        continue;
+                    }
+                    while bits != 0 {
+                        let i = bits.trailing_zeros();
+                        found.features.push((panel * PANEL) as u32 + i);
+                        found.upper.push(upper[i as usize]);
+                        bits &= bits - 1;
+                    }
+                }
+            }
+        }
+    }
+
+    /// To be called when all rows have had a panel.
+    #[inline(always)]
+    pub(super) fn done(&mut self, panel: usize, reached: impl Reached) {
+        if panel + 1 != self.next {
+            return;
+        }
+        self.find_thresholds();
+        if self.next == self.first {
+            for row in 0..self.bounds.len() {
+                let found = &mut self.rows[row];
+                let kept = &self.kept[row * self.first..][..self.first];
+                for (panel, upper) in kept.iter().enumerate() {
+                    let mut bits = reached.reached(upper, self.thresholds[row]);
+                    while bits != 0 {
+                        let i = bits.trailing_zeros();
+                        found.features.push((panel * PANEL) as u32 + i);
+                        found.upper.push(upper[i as usize]);
+                        bits &= bits - 1;
+                    }
+                }
+            }
+        }
+        self.next *= 2;
+    }
+
+    #[inline(always)]
+    fn find_thresholds(&mut self) {
+        for (row, maxima) in self.maxima.chunks_exact(self.slots).enumerate() {
+            if !self.rows[row].dense {
+                let bound = reached_by(maxima.as_flattened(), self.k);
+                self.thresholds[row] = self.thresholds[row].max(bound);
+            }
+        }
+    }
+
+    /// Ends: for each row the features that can be among the `k` largest, ascending; nothing where the row is to be
+    /// computed whole.
+    #[inline(always)]
+    pub(super) fn end(&mut self) -> impl Iterator<Item = Option<&[u32]>> {
+        self.find_thresholds();
+        for (row, &threshold) in self.rows.iter_mut().zip(&self.thresholds) {
+            let mut count = 0;
+            row.dense |= row.features.len() > self.limit;
+            if row.dense {
+                continue;
+            }
+            for i in 0..row.features.len() {
+                row.features[count] = row.features[i];
+                count += usize::from(row.upper[i] >= threshold);
+            }
+            row.features.truncate(count);
+        }
+        self.rows[..self.bounds.len()]
+            .iter()
+            .map(|row| (!row.dense).then_some(&row.features[..]))
+    }
+}
+
+/// A number that at least `k` of some numbers reach, none of which is negative, and hardly more than `k` if they
+/// differ; zero if fewer than `k` are positive.
+///
+/// Bisection of the bits, which are in the order of the numbers, to one part in 2¹².
+#[inline(always)]
+fn reached_by(numbers: &[f32], k: usize) -> f32 {
+    const PART: u32 = 1 << 11;
+    /// A factor of 2⁸: the first step.
+    const FACTOR: u32 = 8 << 23;
+    let count = |bits: u32| {
+        let bound = f32::from_bits(bits);
+        let mut counts = [0_u32; LANES];
+        for numbers in numbers.as_chunks::<LANES>().0 {
+            for (count, &x) in counts.iter_mut().zip(numbers) {
+                *count += u32::from(x >= bound);
+            }
+        }
+        counts.iter().sum::<u32>() as usize
+    };
+    let mut top = 0.0;
+    for &x in numbers {
+        top = if x > top { x } else { top };
+    }
+    // `k` numbers reach `low`, fewer reach `high`.
+    let (mut low, mut high) = (0, f32::to_bits(top) + 1);
+    if k == 0 || numbers.len() < k {
+        return 0.0;
+    }
+    let near = high.saturating_sub(FACTOR);
+    if count(near) >= k {
+        low = near;
+    } else {
+        high = near;
+    }
+    while high - low > PART {
+        let middle = low + (high - low) / 2;
+        if count(middle) >= k {
+            low = middle;
+        } else {
+            high = middle;
+        }
+    }
+    f32::from_bits(low)
+}
+
+/// Features that can be among the `k` largest of each row, where products of all rows with all features are there:
+/// `sums`, one row after `bounds.panels() · 32` numbers.
+pub(super) fn from_products(block: &mut Block, bounds: &Bounds, sums: &[f32]) {
+    let stride = bounds.panels() * PANEL;
+    let rows = sums.len() / stride;
+    vectorized(
+        #[inline(always)]
+        || {
+            for panel in 0..bounds.panels() {
+                for row in (0..rows).step_by(PANEL) {
+                    let sums = &sums[row * stride + panel * PANEL..];
+                    block.take(bounds, panel, row, sums, stride, Plain);
+                }
+                block.done(panel, Plain);
+            }
+        },
+    );
+}
