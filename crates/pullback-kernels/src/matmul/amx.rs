@@ -14,7 +14,7 @@ mod unit;
 
 use super::{Matrix, Threads, through_gemm};
 pub(crate) use split::{Operand, PANEL, STEP, Side, TileRow, pack_panel, step_rows};
-pub(crate) use unit::{HIGH_AHEAD, Sums, Tiles, available, multiply_high_panels};
+pub(crate) use unit::{HIGH_AHEAD, Sums, Tiles, available};
 
 /// Multiply-adds below which `gemm` is as fast.
 const SMALL: usize = 1 << 19;

@@ -179,7 +179,7 @@ impl Screen {
             Self::Tiles(_) => rows
                 .div_ceil(2 * rayon::current_num_threads())
                 .next_multiple_of(PANEL)
-                .min(TASK),
+                .min(std::env::var("TASK").map_or(TASK,|x|x.parse().unwrap())),
         };
         let parts: Vec<Screened> = x
             .par_chunks(a_task.max(1) * d)

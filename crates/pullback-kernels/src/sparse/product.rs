@@ -25,15 +25,23 @@ pub fn dot<T: Real>(a: &[T], b: &[T]) -> T {
     for (&a, &b) in left.remainder().iter().zip(right.remainder()) {
         total += a * b;
     }
-    // Halves are added to each other, whole vectors first.
+    total + in_halves(&mut sums)
+}
+
+/// The sum of 32 numbers: halves are added to each other.
+///
+/// Kept out of line so that the loop above is compiled for whole vectors and not for the pairs of the last step.
+#[inline(never)]
+fn in_halves<T: Real>(sums: &mut [T; 32]) -> T {
     let mut width = 16;
     while width > 0 {
-        for i in 0..width {
-            sums[i] += sums[i + width];
+        let (low, high) = sums.split_at_mut(width);
+        for (low, high) in low.iter_mut().zip(high) {
+            *low += *high;
         }
         width /= 2;
     }
-    total + sums[0]
+    sums[0]
 }
 
 /// `out += factor · row`.

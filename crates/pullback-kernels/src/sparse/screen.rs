@@ -18,6 +18,7 @@
 //! each row, the bound is `e = αp + βq + c`. Features whose numbers are not finite have an infinite bound; rows
 //! whose bounds could overflow are not screened.
 
+use crate::real::largest;
 use crate::simd::vectorized;
 
 #[cfg(all(
@@ -33,6 +34,8 @@ pub(super) const PANEL: usize = 32;
 const LANES: usize = 16;
 /// Features before the first threshold at least.
 const FIRST: usize = 512;
+/// Each threshold but the last serves until this many times as many features have been seen.
+const GROWTH: usize = 4;
 /// Norms are enlarged by this factor: far more than the roundings of the bound itself, which are below `2⁻²¹`.
 const ENLARGED: f64 = 1.0 + 2e-6;
 /// Products of norms, and biases, from which on scores might overflow.
@@ -253,9 +256,13 @@ pub(super) struct Block {
     limit: usize,
     bounds: Vec<[f32; 2]>,
     thresholds: Vec<f32>,
+    /// `[slots, rows]`, so that neighbouring rows of a panel are neighbours in memory.
     maxima: Vec<[f32; LANES]>,
+    /// `[first, rows]`
     kept: Vec<[f32; PANEL]>,
     rows: Vec<Row>,
+    /// The maxima of one row.
+    of_row: Vec<[f32; LANES]>,
 }
 
 impl Block {
@@ -264,7 +271,7 @@ impl Block {
         let panels = bounds.panels();
         // Eight groups for each of the k largest: few of them share one.
         self.k = k;
-        self.slots = (8 * k / LANES).clamp(FIRST / LANES, panels.max(FIRST / LANES));
+        self.slots = (8 * k / LANES).clamp(FIRST / PANEL, panels.max(FIRST / PANEL));
         self.first = (8 * k).clamp(FIRST, FIRST.max(panels * PANEL)).div_ceil(PANEL).min(panels);
         self.next = self.first;
         self.limit = (bounds.features() / 8).max(2 * k + 64);
@@ -306,7 +313,8 @@ impl Block {
             slack,
         } = &bounds.panels[panel];
         let slot = panel % self.slots;
-        let rows = self.bounds.len().min(row + PANEL);
+        let count = self.bounds.len();
+        let rows = count.min(row + PANEL);
         for (sums, row) in sums.chunks(stride).zip(row..rows) {
             let Some(sums) = sums.first_chunk::<PANEL>() else {
                 return;
@@ -319,14 +327,14 @@ impl Block {
                 upper[i] = sums[i] + (bias[i] + error);
                 lower[i] = error.mul_add(-2.0, upper[i]);
             }
-            let maxima = &mut self.maxima[row * self.slots + slot];
+            let maxima = &mut self.maxima[slot * count + row];
             for i in 0..LANES {
                 // In this order a score that is not a number changes nothing.
                 let top = if lower[i] > maxima[i] { lower[i] } else { maxima[i] };
                 maxima[i] = if lower[i + LANES] > top { lower[i + LANES] } else { top };
             }
             if panel < self.first {
-                self.kept[row * self.first + panel] = upper;
+                self.kept[panel * count + row] = upper;
             } else {
                 let mut bits = reached.reached(&upper, self.thresholds[row]);
                 if bits != 0 {
@@ -353,10 +361,11 @@ impl Block {
         }
         self.find_thresholds();
         if self.next == self.first {
-            for row in 0..self.bounds.len() {
+            let count = self.bounds.len();
+            for row in 0..count {
                 let found = &mut self.rows[row];
-                let kept = &self.kept[row * self.first..][..self.first];
-                for (panel, upper) in kept.iter().enumerate() {
+                for panel in 0..self.first {
+                    let upper = &self.kept[panel * count + row];
                     let mut bits = reached.reached(upper, self.thresholds[row]);
                     while bits != 0 {
                         let i = bits.trailing_zeros();
@@ -367,16 +376,21 @@ impl Block {
                 }
             }
         }
-        self.next *= 2;
+        self.next *= GROWTH;
     }
 
     #[inline(always)]
     fn find_thresholds(&mut self) {
-        for (row, maxima) in self.maxima.chunks_exact(self.slots).enumerate() {
-            if !self.rows[row].dense {
-                let bound = reached_by(maxima.as_flattened(), self.k);
-                self.thresholds[row] = self.thresholds[row].max(bound);
+        let count = self.bounds.len();
+        for row in 0..count {
+            if self.rows[row].dense {
+                continue;
             }
+            let maxima = self.maxima.iter().skip(row).step_by(count);
+            self.of_row.clear();
+            self.of_row.extend(maxima);
+            let bound = reached_by(&self.of_row, self.k);
+            self.thresholds[row] = self.thresholds[row].max(bound);
         }
     }
 
@@ -406,31 +420,28 @@ impl Block {
 /// A number that at least `k` of some numbers reach, none of which is negative, and hardly more than `k` if they
 /// differ; zero if fewer than `k` are positive.
 ///
-/// Bisection of the bits, which are in the order of the numbers, to one part in 2¹².
+/// Bisection of the bits, which are in the order of the numbers, to one part in 2⁹.
 #[inline(always)]
-fn reached_by(numbers: &[f32], k: usize) -> f32 {
-    const PART: u32 = 1 << 11;
-    /// A factor of 2⁸: the first step.
-    const FACTOR: u32 = 8 << 23;
+fn reached_by(numbers: &[[f32; LANES]], k: usize) -> f32 {
+    const PART: u32 = 1 << 14;
+    /// A factor of four: the first step.
+    const FACTOR: u32 = 2 << 23;
     let count = |bits: u32| {
         let bound = f32::from_bits(bits);
         let mut counts = [0_u32; LANES];
-        for numbers in numbers.as_chunks::<LANES>().0 {
-            for (count, &x) in counts.iter_mut().zip(numbers) {
-                *count += u32::from(x >= bound);
+        for numbers in numbers {
+            for i in 0..LANES {
+                counts[i] = if numbers[i] >= bound { counts[i] + 1 } else { counts[i] };
             }
         }
         counts.iter().sum::<u32>() as usize
     };
-    let mut top = 0.0;
-    for &x in numbers {
-        top = if x > top { x } else { top };
-    }
-    // `k` numbers reach `low`, fewer reach `high`.
-    let (mut low, mut high) = (0, f32::to_bits(top) + 1);
-    if k == 0 || numbers.len() < k {
+    if k == 0 || numbers.len() * LANES < k {
         return 0.0;
     }
+    let top = largest(numbers.as_flattened()).max(0.0);
+    // `k` numbers reach `low`, fewer reach `high`.
+    let (mut low, mut high) = (0, top.to_bits() + 1);
     let near = high.saturating_sub(FACTOR);
     if count(near) >= k {
         low = near;

@@ -222,69 +222,79 @@ pub(super) unsafe fn multiply_panels(
     }
 }
 
-/// Rows that [`multiply_high_panels`] asks for ahead of their use in each step.
-pub(crate) const HIGH_AHEAD: usize = 8;
+/// Rows that [`Tiles::multiply_high`] asks for ahead of their use in each step.
+pub(crate) const HIGH_AHEAD: usize = 4;
 
-/// `sums = left × right` of the high parts alone, over `steps` packed steps of one panel each.
-///
-/// Each step also asks for [`HIGH_AHEAD`] rows from `ahead` on, for the second cache; nothing is read there.
-///
-/// # Safety
-/// The tiles must be configured, and `left` and `right` valid for reads of `steps` steps of one part.
-#[inline]
-pub(crate) unsafe fn multiply_high_panels(
-    sums: &mut Sums,
-    left: *const TileRow,
-    right: *const TileRow,
-    steps: usize,
-    ahead: *const TileRow,
-) {
-    const {
-        assert!(step_rows(1) * size_of::<TileRow>() == 2048 && PANEL == 32 && HIGH_AHEAD == 8);
+impl Tiles {
+    /// The product of the high parts alone, over `steps` packed steps of one panel each. It stays in the unit, which
+    /// may still be at work when this returns, until [`store`](Self::store).
+    ///
+    /// Each step also asks for [`HIGH_AHEAD`] rows from `ahead` on, for the second cache; nothing is read there.
+    ///
+    /// # Safety
+    /// `left` and `right` must be valid for reads of `steps` steps of one part.
+    #[inline]
+    pub(crate) unsafe fn multiply_high(
+        &mut self,
+        left: *const TileRow,
+        right: *const TileRow,
+        steps: usize,
+        ahead: *const TileRow,
+    ) {
+        const {
+            assert!(step_rows(1) * size_of::<TileRow>() == 2048 && PANEL == 32 && HIGH_AHEAD == 4);
+        }
+        // SAFETY: the tiles are configured, as this value shows; reads lie in the steps that the caller promises.
+        unsafe {
+            asm!(
+                "tilezero tmm0",
+                "tilezero tmm1",
+                "tilezero tmm2",
+                "tilezero tmm3",
+                "2:",
+                "tileloadd tmm4, [{left} + {row}]",
+                "tileloadd tmm6, [{right} + {row}]",
+                "tileloadd tmm7, [{right} + {row} + 1024]",
+                "tileloadd tmm5, [{left} + {row} + 1024]",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                "prefetcht1 [{ahead}]",
+                "prefetcht1 [{ahead} + 64]",
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                "prefetcht1 [{ahead} + 128]",
+                "prefetcht1 [{ahead} + 192]",
+                "tdpbf16ps tmm2, tmm5, tmm6",
+                "tdpbf16ps tmm3, tmm5, tmm7",
+                "add {left}, 2048",
+                "add {right}, 2048",
+                "add {ahead}, 256",
+                "dec {steps}",
+                "jnz 2b",
+                left = inout(reg) left => _,
+                right = inout(reg) right => _,
+                ahead = inout(reg) ahead => _,
+                steps = inout(reg) steps => _,
+                row = in(reg) 64_usize,
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                options(nostack),
+            );
+        }
     }
-    // SAFETY: reads lie in the steps that the caller promises, writes in `sums`: 32 rows of 128 bytes.
-    unsafe {
-        asm!(
-            "tilezero tmm0",
-            "tilezero tmm1",
-            "tilezero tmm2",
-            "tilezero tmm3",
-            "2:",
-            "tileloadd tmm4, [{left} + {row}]",
-            "tileloadd tmm6, [{right} + {row}]",
-            "tileloadd tmm7, [{right} + {row} + 1024]",
-            "tileloadd tmm5, [{left} + {row} + 1024]",
-            "tdpbf16ps tmm0, tmm4, tmm6",
-            "prefetcht1 [{ahead}]",
-            "prefetcht1 [{ahead} + 64]",
-            "tdpbf16ps tmm1, tmm4, tmm7",
-            "prefetcht1 [{ahead} + 128]",
-            "prefetcht1 [{ahead} + 192]",
-            "tdpbf16ps tmm2, tmm5, tmm6",
-            "prefetcht1 [{ahead} + 256]",
-            "prefetcht1 [{ahead} + 320]",
-            "tdpbf16ps tmm3, tmm5, tmm7",
-            "prefetcht1 [{ahead} + 384]",
-            "prefetcht1 [{ahead} + 448]",
-            "add {left}, 2048",
-            "add {right}, 2048",
-            "add {ahead}, 512",
-            "dec {steps}",
-            "jnz 2b",
-            "tilestored [{sums} + {sums_row}], tmm0",
-            "tilestored [{sums} + {sums_row} + 64], tmm1",
-            "tilestored [{sums} + {sums_row} + 2048], tmm2",
-            "tilestored [{sums} + {sums_row} + 2112], tmm3",
-            left = inout(reg) left => _,
-            right = inout(reg) right => _,
-            ahead = inout(reg) ahead => _,
-            steps = inout(reg) steps => _,
-            row = in(reg) 64_usize,
-            sums = in(reg) sums.0.as_mut_ptr(),
-            sums_row = in(reg) 128_usize,
-            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
-            options(nostack),
-        );
+
+    /// Writes the product of the last panels: nothing but these functions touches the tiles in between.
+    #[inline]
+    pub(crate) fn store(&mut self, sums: &mut Sums) {
+        // SAFETY: the tiles are configured, as this value shows; writes lie in `sums`: 32 rows of 128 bytes.
+        unsafe {
+            asm!(
+                "tilestored [{sums} + {row}], tmm0",
+                "tilestored [{sums} + {row} + 64], tmm1",
+                "tilestored [{sums} + {row} + 2048], tmm2",
+                "tilestored [{sums} + {row} + 2112], tmm3",
+                sums = in(reg) sums.0.as_mut_ptr(),
+                row = in(reg) 128_usize,
+                options(nostack),
+            );
+        }
     }
 }

@@ -6,8 +6,7 @@ use rayon::prelude::*;
 
 use super::{Block, Bounds, Lengths, PANEL, Reached, units_of_value};
 use crate::matmul::amx::{
-    self, HIGH_AHEAD, Operand, STEP, Side, Sums, Tiles, TileRow, multiply_high_panels, pack_panel,
-    step_rows,
+    self, HIGH_AHEAD, Operand, STEP, Side, Sums, Tiles, TileRow, pack_panel, step_rows,
 };
 use crate::simd::vectorized;
 
@@ -98,20 +97,33 @@ impl Packed {
     unsafe fn multiply(&self, block: &mut Block, rows: &[TileRow], steps: usize) {
         let panel_rows = steps * step_rows(1);
         let mut sums = Sums([0.0; PANEL * PANEL]);
-        // SAFETY: the unit is there. Nothing below could switch to another task of this thread.
-        let tiles = unsafe { Tiles::configure() };
+        let mut before = None;
+        // SAFETY: the unit is there. Nothing below could switch to another task of this thread, and compiled code
+        // uses no tile registers.
+        let mut tiles = unsafe { Tiles::configure() };
+        let count = rows.len() / panel_rows;
         for (panel, features) in self.tiles.chunks_exact(panel_rows).enumerate() {
             for (i, rows) in rows.chunks_exact(panel_rows).enumerate() {
                 // The next panel of features, a part with each panel of rows.
                 let ahead = features
                     .as_ptr()
                     .wrapping_add(panel_rows + i * steps * HIGH_AHEAD);
-                // SAFETY: the tiles are configured, and the slices hold `steps` steps.
-                unsafe {
-                    multiply_high_panels(&mut sums, rows.as_ptr(), features.as_ptr(), steps, ahead);
+                // SAFETY: the slices hold `steps` steps.
+                unsafe { tiles.multiply_high(rows.as_ptr(), features.as_ptr(), steps, ahead) };
+                // While the unit works on this panel, the vector units take the one before. The sums are stored only
+                // then: behind stores that wait for the unit, all loads would wait too.
+                if let Some((panel, i)) = before {
+                    block.take(&self.bounds, panel, i * PANEL, &sums.0, PANEL, Masks);
+                    if i + 1 == count {
+                        block.done(panel, Masks);
+                    }
                 }
-                block.take(&self.bounds, panel, i * PANEL, &sums.0, PANEL, Masks);
+                tiles.store(&mut sums);
+                before = Some((panel, i));
             }
+        }
+        if let Some((panel, i)) = before {
+            block.take(&self.bounds, panel, i * PANEL, &sums.0, PANEL, Masks);
             block.done(panel, Masks);
         }
         drop(tiles);
