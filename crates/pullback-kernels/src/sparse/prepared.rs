@@ -139,7 +139,7 @@ struct Scratch {
         target_pointer_width = "64"
     ))]
     tiles: tiles::Scratch,
-    values: Vec<f32>,
+    wanted: Wanted,
 }
 
 impl Screen {
@@ -179,7 +179,7 @@ impl Screen {
             Self::Tiles(_) => rows
                 .div_ceil(2 * rayon::current_num_threads())
                 .next_multiple_of(PANEL)
-                .min(std::env::var("TASK").map_or(TASK,|x|x.parse().unwrap())),
+                .min(TASK),
         };
         let parts: Vec<Screened> = x
             .par_chunks(a_task.max(1) * d)
@@ -215,7 +215,7 @@ impl Screen {
                     #[inline(always)]
                     || {
                         let nothing = (0..rows).map(|_| None);
-                        choose(x, encoder, bias, d, k, nothing, &mut scratch.values)
+                        choose(x, encoder, bias, d, k, nothing, &mut scratch.wanted)
                     },
                 );
             }
@@ -244,7 +244,7 @@ impl Screen {
         }
         vectorized(
             #[inline(always)]
-            || choose(x, encoder, bias, d, k, block.end(), &mut scratch.values),
+            || choose(x, encoder, bias, d, k, block.end(), &mut scratch.wanted),
         )
     }
 }
@@ -261,6 +261,53 @@ fn measure_whole(lengths: &mut [Lengths], rows: &[f32], d: usize) {
     );
 }
 
+/// Values that are to be computed for a few rows.
+#[derive(Debug, Default)]
+struct Wanted {
+    /// Features, one row after the other.
+    features: Vec<u32>,
+    /// The row of each.
+    rows: Vec<u32>,
+    /// Their places, by feature: neighbours share rows of the encoder.
+    order: Vec<u32>,
+    values: Vec<f32>,
+    /// Where each bucket of `order` goes on.
+    next: Vec<u32>,
+}
+
+/// Buckets of features by which values are ordered.
+const BUCKETS: usize = 4096;
+
+impl Wanted {
+    /// Computes all values, those of a bucket of neighbouring features together: a row of the encoder then comes from
+    /// memory once for several rows of `x`.
+    #[inline(always)]
+    fn compute(&mut self, x: &[f32], encoder: &[f32], bias: &[f32], d: usize) {
+        let width = bias.len().div_ceil(BUCKETS).next_power_of_two();
+        let shift = width.trailing_zeros();
+        self.next.clear();
+        self.next.resize(BUCKETS + 1, 0);
+        for &feature in &self.features {
+            self.next[(feature >> shift) as usize + 1] += 1;
+        }
+        for i in 0..BUCKETS {
+            self.next[i + 1] += self.next[i];
+        }
+        self.order.resize(self.features.len(), 0);
+        for (place, &feature) in self.features.iter().enumerate() {
+            let next = &mut self.next[(feature >> shift) as usize];
+            self.order[*next as usize] = place as u32;
+            *next += 1;
+        }
+        self.values.resize(self.features.len(), 0.0);
+        for &place in &self.order {
+            let place = place as usize;
+            let (row, i) = (self.rows[place] as usize, self.features[place] as usize);
+            self.values[place] = value(&x[row * d..][..d], &encoder[i * d..][..d], bias[i]);
+        }
+    }
+}
+
 /// Computes what is left of each row, all of it where nothing was left out, and chooses.
 #[inline(always)]
 fn choose<'a>(
@@ -270,34 +317,48 @@ fn choose<'a>(
     d: usize,
     k: usize,
     left: impl Iterator<Item = Option<&'a [u32]>>,
-    values: &mut Vec<f32>,
+    wanted: &mut Wanted,
 ) -> Screened {
-    let mut screening = Screening::default();
+    let mut ends = Vec::new();
+    wanted.features.clear();
+    wanted.rows.clear();
+    for (row, left) in left.enumerate() {
+        if let Some(features) = left {
+            wanted.features.extend_from_slice(features);
+            wanted.rows.resize(wanted.features.len(), row as u32);
+        }
+        ends.push(left.map(|_| wanted.features.len()));
+    }
+    wanted.compute(x, encoder, bias, d);
+    let mut screening = Screening {
+        rows: ends.len(),
+        candidates: wanted.features.len(),
+        dense_rows: 0,
+    };
     let mut codes = SparseCodes::new();
-    let (mut places, mut chosen) = (Vec::new(), Vec::new());
-    for (x, left) in x.chunks_exact(d).zip(left) {
-        screening.rows += 1;
-        values.clear();
+    let (mut places, mut chosen, mut whole) = (Vec::new(), Vec::new(), Vec::new());
+    let mut start = 0;
+    for (x, end) in x.chunks_exact(d).zip(ends) {
         places.clear();
         chosen.clear();
-        if let Some(features) = left {
-            screening.candidates += features.len();
-            for &feature in features {
-                let i = feature as usize;
-                values.push(value(x, &encoder[i * d..][..d], bias[i]));
-            }
-            select_top(values, k, &mut places, &mut chosen);
+        if let Some(end) = end {
+            select_top(&wanted.values[start..end], k, &mut places, &mut chosen);
             for place in &mut places {
-                *place = features[*place as usize];
+                *place = wanted.features[start + *place as usize];
             }
+            start = end;
         } else {
             screening.dense_rows += 1;
+            whole.clear();
             for (row, &bias) in encoder.chunks_exact(d).zip(bias) {
-                values.push(value(x, row, bias));
+                whole.push(value(x, row, bias));
             }
-            select_top(values, k, &mut places, &mut chosen);
+            select_top(&whole, k, &mut places, &mut chosen);
         }
         codes.push(&places, &chosen);
     }
     Screened { codes, screening }
 }
+
+#[cfg(test)]
+mod tests;

@@ -25,14 +25,14 @@ pub fn dot<T: Real>(a: &[T], b: &[T]) -> T {
     for (&a, &b) in left.remainder().iter().zip(right.remainder()) {
         total += a * b;
     }
-    total + in_halves(&mut sums)
+    total + in_halves(sums)
 }
 
 /// The sum of 32 numbers: halves are added to each other.
 ///
 /// Kept out of line so that the loop above is compiled for whole vectors and not for the pairs of the last step.
 #[inline(never)]
-fn in_halves<T: Real>(sums: &mut [T; 32]) -> T {
+fn in_halves<T: Real>(mut sums: [T; 32]) -> T {
     let mut width = 16;
     while width > 0 {
         let (low, high) = sums.split_at_mut(width);

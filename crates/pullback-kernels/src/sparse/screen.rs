@@ -195,8 +195,9 @@ impl Bounds {
     pub(super) fn error(&self, row: Lengths, feature: usize) -> Option<f64> {
         let panel = &self.panels[feature / PANEL];
         let i = feature % PANEL;
-        self.of_row(row)
-            .map(|[a, b]| f64::from(a.mul_add(panel.norm[i], b.mul_add(panel.lost[i], panel.slack[i]))))
+        self.of_row(row).map(|[a, b]| {
+            f64::from(a.mul_add(panel.norm[i], b.mul_add(panel.lost[i], panel.slack[i])))
+        })
     }
 }
 
@@ -252,6 +253,8 @@ pub(super) struct Block {
     first: usize,
     /// Panels after which thresholds are found anew.
     next: usize,
+    /// No panel was taken since thresholds were found.
+    fresh: bool,
     /// Features found from which on a row is not screened.
     limit: usize,
     bounds: Vec<[f32; 2]>,
@@ -272,7 +275,10 @@ impl Block {
         // Eight groups for each of the k largest: few of them share one.
         self.k = k;
         self.slots = (8 * k / LANES).clamp(FIRST / PANEL, panels.max(FIRST / PANEL));
-        self.first = (8 * k).clamp(FIRST, FIRST.max(panels * PANEL)).div_ceil(PANEL).min(panels);
+        self.first = (8 * k)
+            .clamp(FIRST, FIRST.max(panels * PANEL))
+            .div_ceil(PANEL)
+            .min(panels);
         self.next = self.first;
         self.limit = (bounds.features() / 8).max(2 * k + 64);
         let count = lengths.len();
@@ -282,15 +288,19 @@ impl Block {
         self.kept.resize(count * self.first, [0.0; PANEL]);
         self.thresholds.clear();
         self.bounds.clear();
-        self.rows.resize_with(count.max(self.rows.len()), Row::default);
+        self.rows
+            .resize_with(count.max(self.rows.len()), Row::default);
         for (row, &lengths) in self.rows.iter_mut().zip(lengths) {
             row.features.clear();
             row.upper.clear();
             let bounds = bounds.of_row(lengths);
             row.dense = bounds.is_none();
             self.bounds.push(bounds.unwrap_or_default());
-            self.thresholds
-                .push(if row.dense { f32::INFINITY } else { f32::MIN_POSITIVE });
+            self.thresholds.push(if row.dense {
+                f32::INFINITY
+            } else {
+                f32::MIN_POSITIVE
+            });
         }
     }
 
@@ -312,6 +322,7 @@ impl Block {
             lost,
             slack,
         } = &bounds.panels[panel];
+        self.fresh = false;
         let slot = panel % self.slots;
         let count = self.bounds.len();
         let rows = count.min(row + PANEL);
@@ -330,8 +341,16 @@ impl Block {
             let maxima = &mut self.maxima[slot * count + row];
             for i in 0..LANES {
                 // In this order a score that is not a number changes nothing.
-                let top = if lower[i] > maxima[i] { lower[i] } else { maxima[i] };
-                maxima[i] = if lower[i + LANES] > top { lower[i + LANES] } else { top };
+                let top = if lower[i] > maxima[i] {
+                    lower[i]
+                } else {
+                    maxima[i]
+                };
+                maxima[i] = if lower[i + LANES] > top {
+                    lower[i + LANES]
+                } else {
+                    top
+                };
             }
             if panel < self.first {
                 self.kept[panel * count + row] = upper;
@@ -381,6 +400,10 @@ impl Block {
 
     #[inline(always)]
     fn find_thresholds(&mut self) {
+        if self.fresh {
+            return;
+        }
+        self.fresh = true;
         let count = self.bounds.len();
         for row in 0..count {
             if self.rows[row].dense {
@@ -431,7 +454,11 @@ fn reached_by(numbers: &[[f32; LANES]], k: usize) -> f32 {
         let mut counts = [0_u32; LANES];
         for numbers in numbers {
             for i in 0..LANES {
-                counts[i] = if numbers[i] >= bound { counts[i] + 1 } else { counts[i] };
+                counts[i] = if numbers[i] >= bound {
+                    counts[i] + 1
+                } else {
+                    counts[i]
+                };
             }
         }
         counts.iter().sum::<u32>() as usize
@@ -477,3 +504,11 @@ pub(super) fn from_products(block: &mut Block, bounds: &Bounds, sums: &[f32]) {
         },
     );
 }
+
+#[cfg(all(
+    test,
+    target_arch = "x86_64",
+    target_os = "linux",
+    target_pointer_width = "64"
+))]
+mod tests;

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use super::{Block, Bounds, Lengths, PANEL, Reached, units_of_value};
 use crate::matmul::amx::{
-    self, HIGH_AHEAD, Operand, STEP, Side, Sums, Tiles, TileRow, pack_panel, step_rows,
+    self, HIGH_AHEAD, Operand, STEP, Side, Sums, TileRow, Tiles, pack_panel, step_rows,
 };
 use crate::simd::vectorized;
 
@@ -59,7 +59,8 @@ impl Packed {
         })
     }
 
-    pub(in crate::sparse) fn bounds(&self) -> &Bounds {
+    #[cfg(test)]
+    pub(super) fn bounds(&self) -> &Bounds {
         &self.bounds
     }
 
@@ -131,7 +132,7 @@ impl Packed {
 }
 
 /// Lengths of rows of `d` numbers when they are rounded to bf16 and the tile unit reads them.
-fn measure(lengths: &mut [Lengths], rows: &[f32], d: usize) {
+pub(super) fn measure(lengths: &mut [Lengths], rows: &[f32], d: usize) {
     vectorized(
         #[inline(always)]
         || {
