@@ -225,6 +225,10 @@ pub(super) unsafe fn multiply_panels(
 /// Rows that [`Tiles::multiply_high`] asks for ahead of their use in each step.
 pub(crate) const HIGH_AHEAD: usize = 4;
 
+#[expect(
+    clippy::unused_self,
+    reason = "a `Tiles` shows that the tiles are configured, and for how long"
+)]
 impl Tiles {
     /// The product of the high parts alone, over `steps` packed steps of one panel each. It stays in the unit, which
     /// may still be at work when this returns, until [`store`](Self::store).

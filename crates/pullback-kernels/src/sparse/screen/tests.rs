@@ -1,5 +1,7 @@
 //! Bounds against pre-activations in `f64`.
 
+#![allow(clippy::unwrap_used, reason = "a test ends where something is missing")]
+
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
