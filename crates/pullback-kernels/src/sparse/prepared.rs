@@ -12,7 +12,7 @@ use super::exact::value;
 use super::screen::tiles;
 use super::screen::{Block, Bounds, Lengths, PANEL, from_products, units_of_value};
 use super::{Candidates, Encoded, Screening, SparseCodes, select_top};
-use crate::simd::vectorized;
+use crate::simd::{prefetch, vectorized};
 use crate::{Matrix, MatrixMut, Threads, matmul};
 
 /// Rows for which computing everything costs less than looking at the encoder twice.
@@ -275,6 +275,8 @@ struct Wanted {
     next: Vec<u32>,
 }
 
+/// Values before one is computed that its numbers are asked for.
+const AHEAD: usize = 3;
 /// Buckets of features by which values are ordered.
 const BUCKETS: usize = 4096;
 
@@ -300,7 +302,12 @@ impl Wanted {
             *next += 1;
         }
         self.values.resize(self.features.len(), 0.0);
-        for &place in &self.order {
+        for (number, &place) in self.order.iter().enumerate() {
+            if let Some(&soon) = self.order.get(number + AHEAD) {
+                let (row, i) = (self.rows[soon as usize], self.features[soon as usize]);
+                prefetch(&encoder[i as usize * d..][..d]);
+                prefetch(&x[row as usize * d..][..d]);
+            }
             let place = place as usize;
             let (row, i) = (self.rows[place] as usize, self.features[place] as usize);
             self.values[place] = value(&x[row * d..][..d], &encoder[i * d..][..d], bias[i]);

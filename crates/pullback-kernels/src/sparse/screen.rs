@@ -114,6 +114,32 @@ struct FeaturePanel {
     slack: [f32; PANEL],
 }
 
+impl FeaturePanel {
+    /// `s + e` of a row's products with these features; `maxima` grow to `s − e`.
+    #[inline(always)]
+    fn upper(
+        &self,
+        sums: &[f32; PANEL],
+        [alpha, beta]: [f32; 2],
+        maxima: &mut [f32; LANES],
+    ) -> [f32; PANEL] {
+        let mut upper = [0.0; PANEL];
+        let mut lower = [0.0; PANEL];
+        for i in 0..PANEL {
+            let error = alpha.mul_add(self.norm[i], beta.mul_add(self.lost[i], self.slack[i]));
+            upper[i] = sums[i] + (self.bias[i] + error);
+            lower[i] = error.mul_add(-2.0, upper[i]);
+        }
+        for half in lower.as_chunks::<LANES>().0 {
+            for (max, &x) in maxima.iter_mut().zip(half) {
+                // In this order a score that is not a number changes nothing.
+                *max = if x > *max { x } else { *max };
+            }
+        }
+        upper
+    }
+}
+
 /// What the scores and bounds of all features need.
 #[derive(Clone, Debug)]
 pub(super) struct Bounds {
@@ -239,6 +265,19 @@ struct Row {
     dense: bool,
 }
 
+impl Row {
+    /// Adds the features of a panel whose bit is set.
+    #[inline(always)]
+    fn add(&mut self, panel: usize, upper: &[f32; PANEL], mut bits: u32) {
+        while bits != 0 {
+            let i = bits.trailing_zeros();
+            self.features.push((panel * PANEL) as u32 + i);
+            self.upper.push(upper[i as usize]);
+            bits &= bits - 1;
+        }
+    }
+}
+
 /// A few rows on their way through the features, panel by panel in order.
 ///
 /// The threshold of a row is a lower bound on its `k`-th largest `s − e` so far: features are dealt to groups, and
@@ -316,57 +355,34 @@ impl Block {
         stride: usize,
         reached: impl Reached,
     ) {
-        let FeaturePanel {
-            bias,
-            norm,
-            lost,
-            slack,
-        } = &bounds.panels[panel];
-        self.fresh = false;
-        let slot = panel % self.slots;
+        let features = &bounds.panels[panel];
         let count = self.bounds.len();
-        let rows = count.min(row + PANEL);
-        for (sums, row) in sums.chunks(stride).zip(row..rows) {
-            let Some(sums) = sums.first_chunk::<PANEL>() else {
-                return;
-            };
-            let [a, b] = self.bounds[row];
-            let mut upper = [0.0; PANEL];
-            let mut lower = [0.0; PANEL];
-            for i in 0..PANEL {
-                let error = a.mul_add(norm[i], b.mul_add(lost[i], slack[i]));
-                upper[i] = sums[i] + (bias[i] + error);
-                lower[i] = error.mul_add(-2.0, upper[i]);
+        let rows = row..count.min(row + PANEL);
+        self.fresh = false;
+        let start = panel % self.slots * count;
+        let each = sums
+            .chunks(stride)
+            .zip(&self.bounds[rows.clone()])
+            .zip(&mut self.maxima[start + rows.start..start + rows.end]);
+        if panel < self.first {
+            let start = panel * count;
+            let kept = &mut self.kept[start + rows.start..start + rows.end];
+            for (((sums, bounds), maxima), kept) in each.zip(kept) {
+                if let Some(sums) = sums.first_chunk() {
+                    *kept = features.upper(sums, *bounds, maxima);
+                }
             }
-            let maxima = &mut self.maxima[slot * count + row];
-            for i in 0..LANES {
-                // In this order a score that is not a number changes nothing.
-                let top = if lower[i] > maxima[i] {
-                    lower[i]
-                } else {
-                    maxima[i]
-                };
-                maxima[i] = if lower[i + LANES] > top {
-                    lower[i + LANES]
-                } else {
-                    top
-                };
-            }
-            if panel < self.first {
-                self.kept[panel * count + row] = upper;
-            } else {
-                let mut bits = reached.reached(&upper, self.thresholds[row]);
-                if bits != 0 {
-                    let found = &mut self.rows[row];
-                    if found.features.len() > self.limit {
-                        continue;
-                    }
-                    while bits != 0 {
-                        let i = bits.trailing_zeros();
-                        found.features.push((panel * PANEL) as u32 + i);
-                        found.upper.push(upper[i as usize]);
-                        bits &= bits - 1;
-                    }
+            return;
+        }
+        let found = self.thresholds[rows.clone()]
+            .iter()
+            .zip(&mut self.rows[rows]);
+        for (((sums, bounds), maxima), (&threshold, found)) in each.zip(found) {
+            if let Some(sums) = sums.first_chunk() {
+                let upper = features.upper(sums, *bounds, maxima);
+                let bits = reached.reached(&upper, threshold);
+                if bits != 0 && found.features.len() <= self.limit {
+                    found.add(panel, &upper, bits);
                 }
             }
         }
@@ -385,13 +401,8 @@ impl Block {
                 let found = &mut self.rows[row];
                 for panel in 0..self.first {
                     let upper = &self.kept[panel * count + row];
-                    let mut bits = reached.reached(upper, self.thresholds[row]);
-                    while bits != 0 {
-                        let i = bits.trailing_zeros();
-                        found.features.push((panel * PANEL) as u32 + i);
-                        found.upper.push(upper[i as usize]);
-                        bits &= bits - 1;
-                    }
+                    let bits = reached.reached(upper, self.thresholds[row]);
+                    found.add(panel, upper, bits);
                 }
             }
         }
