@@ -18,7 +18,7 @@ use crate::{Matrix, MatrixMut, Threads, matmul};
 /// Rows for which computing everything costs less than looking at the encoder twice.
 const FEW: usize = 8;
 /// Rows a task takes at most where products are cheap.
-const TASK: usize = 256;
+const TASK: usize = 512;
 
 /// How features are screened. What comes out does not depend on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -255,7 +255,7 @@ fn measure_whole(lengths: &mut [Lengths], rows: &[f32], d: usize) {
         #[inline(always)]
         || {
             for (lengths, row) in lengths.iter_mut().zip(rows.chunks_exact(d)) {
-                *lengths = Lengths::of(row, f64::from);
+                *lengths = Lengths::of(row, |x| x);
             }
         },
     );

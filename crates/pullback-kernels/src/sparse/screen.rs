@@ -12,13 +12,13 @@
 //!
 //! Roundings of sums, those of the cheap product and those of the value that the score stands for, add
 //! `γ·max(‖x‖, ‖x̂‖)·max(‖w‖, ‖ŵ‖)`; what is made of the sum adds `2⁻²¹|b|`, and what is below the normal
-//! numbers of `f32` a few times `2⁻¹²⁶` a term. Norms are computed in `f64` and rounded up.
+//! numbers of `f32` a few times `2⁻¹²⁶` a term. Norms are rounded up.
 //!
 //! With `p ≥ ‖w‖, ‖ŵ‖`, `q ≥ ‖w − ŵ‖` and `c` of each feature, `α ≥ ‖x − x̂‖ + γ·max(‖x‖, ‖x̂‖)` and `β ≥ ‖x̂‖` of
 //! each row, the bound is `e = αp + βq + c`. Features whose numbers are not finite have an infinite bound; rows
 //! whose bounds could overflow are not screened.
 
-use crate::real::largest;
+use crate::real::{Real, largest};
 use crate::simd::vectorized;
 
 #[cfg(all(
@@ -60,34 +60,58 @@ pub(super) struct Lengths {
 }
 
 impl Lengths {
-    /// From the numbers and what is kept of each.
+    /// Bounds on the lengths, from the numbers and what is kept of each; `x − x̂` must be exact.
     #[inline(always)]
-    pub(super) fn of(numbers: &[f32], keep: impl Fn(f32) -> f64) -> Self {
-        const SUMS: usize = 16;
-        let mut sums = [[0.0_f64; SUMS]; 3];
-        let mut add = |lane: usize, x: f32| {
-            let (whole, kept) = (f64::from(x), keep(x));
-            let lost = whole - kept;
-            sums[0][lane] += whole * whole;
-            sums[1][lane] += kept * kept;
-            sums[2][lane] += lost * lost;
-        };
-        let chunks = numbers.chunks_exact(SUMS);
-        for (lane, &x) in chunks.remainder().iter().enumerate() {
-            add(lane, x);
+    pub(super) fn of(numbers: &[f32], keep: impl Fn(f32) -> f32) -> Self {
+        let [whole, kept, lost] = squares(numbers, &keep, |x| x).map(|x| f64::from(x).sqrt());
+        if (1e-10..=1e18).contains(&whole) {
+            // Nothing was near an overflow; each sum has had a rounding for every 32 numbers and some at its end, and
+            // what was below the smallest numbers of `f32` weighs less than this.
+            let count = numbers.len() as f64;
+            let roundings = 1.0 + (count / 32.0 + 40.0) * 2.0_f64.powi(-24);
+            let tiny = 1e-22 * count.sqrt();
+            let [whole, kept, lost] = [whole, kept, lost].map(|x| x * roundings);
+            return Self {
+                whole,
+                kept: kept + tiny,
+                lost: lost + tiny,
+            };
         }
-        for chunk in chunks {
-            for lane in 0..SUMS {
-                add(lane, chunk[lane]);
-            }
-        }
-        let [whole, kept, lost] = sums.map(|sums| sums.iter().sum::<f64>().sqrt());
+        let [whole, kept, lost] = squares(numbers, &keep, f64::from).map(f64::sqrt);
         Self { whole, kept, lost }
     }
 
     fn larger(self) -> f64 {
         self.whole.max(self.kept)
     }
+}
+
+/// Sums of the squares of numbers, of what is kept of them and of what is lost.
+#[inline(always)]
+fn squares<T: Real>(
+    numbers: &[f32],
+    keep: impl Fn(f32) -> f32,
+    widened: impl Fn(f32) -> T,
+) -> [T; 3] {
+    const SUMS: usize = 32;
+    let mut sums = [[T::zero(); SUMS]; 3];
+    let mut add = |lane: usize, x: f32| {
+        let kept = keep(x);
+        for (sums, x) in sums.iter_mut().zip([x, kept, x - kept]) {
+            let x = widened(x);
+            sums[lane] = x.mul_add(x, sums[lane]);
+        }
+    };
+    let chunks = numbers.chunks_exact(SUMS);
+    for (lane, &x) in chunks.remainder().iter().enumerate() {
+        add(lane, x);
+    }
+    for chunk in chunks {
+        for lane in 0..SUMS {
+            add(lane, chunk[lane]);
+        }
+    }
+    sums.map(|sums| sums.into_iter().sum())
 }
 
 /// The smallest `f32` that is not below `x`, enlarged.
@@ -357,6 +381,9 @@ impl Block {
     ) {
         let features = &bounds.panels[panel];
         let count = self.bounds.len();
+        if row >= count {
+            return;
+        }
         let rows = row..count.min(row + PANEL);
         self.fresh = false;
         let start = panel % self.slots * count;

@@ -222,7 +222,7 @@ pub(super) unsafe fn multiply_panels(
     }
 }
 
-/// Rows that [`Tiles::multiply_high`] asks for ahead of their use in each step.
+/// Rows that [`Tiles::add_high`] asks for ahead of their use in each step.
 pub(crate) const HIGH_AHEAD: usize = 4;
 
 #[expect(
@@ -230,15 +230,31 @@ pub(crate) const HIGH_AHEAD: usize = 4;
     reason = "a `Tiles` shows that the tiles are configured, and for how long"
 )]
 impl Tiles {
-    /// The product of the high parts alone, over `steps` packed steps of one panel each. It stays in the unit, which
-    /// may still be at work when this returns, until [`store`](Self::store).
+    /// Empties the sums, for [`add_high`](Self::add_high).
+    #[inline]
+    pub(crate) fn clear(&mut self) {
+        // SAFETY: the tiles are configured, as this value shows.
+        unsafe {
+            asm!(
+                "tilezero tmm0",
+                "tilezero tmm1",
+                "tilezero tmm2",
+                "tilezero tmm3",
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                options(nostack, nomem, preserves_flags),
+            );
+        }
+    }
+
+    /// Adds the product of the high parts alone, over `steps` packed steps (at least one) of one panel each. The sums
+    /// stay in the unit, which may still be at work when this returns, until [`store`](Self::store).
     ///
     /// Each step also asks for [`HIGH_AHEAD`] rows from `ahead` on, for the second cache; nothing is read there.
     ///
     /// # Safety
     /// `left` and `right` must be valid for reads of `steps` steps of one part.
     #[inline]
-    pub(crate) unsafe fn multiply_high(
+    pub(crate) unsafe fn add_high(
         &mut self,
         left: *const TileRow,
         right: *const TileRow,
@@ -251,10 +267,6 @@ impl Tiles {
         // SAFETY: the tiles are configured, as this value shows; reads lie in the steps that the caller promises.
         unsafe {
             asm!(
-                "tilezero tmm0",
-                "tilezero tmm1",
-                "tilezero tmm2",
-                "tilezero tmm3",
                 "2:",
                 "tileloadd tmm4, [{left} + {row}]",
                 "tileloadd tmm6, [{right} + {row}]",
@@ -285,7 +297,7 @@ impl Tiles {
         }
     }
 
-    /// Writes the product of the last panels: nothing but these functions touches the tiles in between.
+    /// Writes the sums: nothing but these functions touches the tiles in between.
     #[inline]
     pub(crate) fn store(&mut self, sums: &mut Sums) {
         // SAFETY: the tiles are configured, as this value shows; writes lie in `sums`: 32 rows of 128 bytes.

@@ -20,6 +20,9 @@ pub(in crate::sparse) struct Packed {
     d: usize,
 }
 
+/// Parts in which a panel is multiplied.
+const PARTS: usize = 4;
+
 /// What one thread needs besides.
 #[derive(Debug, Default)]
 pub(in crate::sparse) struct Scratch {
@@ -103,21 +106,38 @@ impl Packed {
         // uses no tile registers.
         let mut tiles = unsafe { Tiles::configure() };
         let count = rows.len() / panel_rows;
+        let parts = if steps < PARTS { 1 } else { PARTS };
         for (panel, features) in self.tiles.chunks_exact(panel_rows).enumerate() {
             for (i, rows) in rows.chunks_exact(panel_rows).enumerate() {
                 // The next panel of features, a part with each panel of rows.
                 let ahead = features
                     .as_ptr()
                     .wrapping_add(panel_rows + i * steps * HIGH_AHEAD);
-                // SAFETY: the slices hold `steps` steps.
-                unsafe { tiles.multiply_high(rows.as_ptr(), features.as_ptr(), steps, ahead) };
-                // While the unit works on this panel, the vector units take the one before. The sums are stored only
-                // then: behind stores that wait for the unit, all loads would wait too.
-                if let Some((panel, i)) = before {
-                    block.take(&self.bounds, panel, i * PANEL, &sums.0, PANEL, Masks);
-                    if i + 1 == count {
-                        block.done(panel, Masks);
+                tiles.clear();
+                for part in 0..parts {
+                    let [start, end] = [part, part + 1].map(|part| steps * part / parts);
+                    // SAFETY: the slices hold `steps` steps, and a part has one at least.
+                    unsafe {
+                        tiles.add_high(
+                            rows.as_ptr().add(start * step_rows(1)),
+                            features.as_ptr().add(start * step_rows(1)),
+                            end - start,
+                            ahead.wrapping_add(start * HIGH_AHEAD),
+                        );
                     }
+                    // While the unit works on this panel, the vector units take the one before, a part with each part,
+                    // so that both kinds of instructions are in flight. The sums are stored only then: behind stores
+                    // that wait for the unit, all loads would wait too.
+                    if let Some((panel, i)) = before {
+                        let first = part * PANEL / parts;
+                        let sums = &sums.0[first * PANEL..][..PANEL / parts * PANEL];
+                        block.take(&self.bounds, panel, i * PANEL + first, sums, PANEL, Masks);
+                    }
+                }
+                if let Some((panel, i)) = before
+                    && i + 1 == count
+                {
+                    block.done(panel, Masks);
                 }
                 tiles.store(&mut sums);
                 before = Some((panel, i));
@@ -146,12 +166,12 @@ pub(super) fn measure(lengths: &mut [Lengths], rows: &[f32], d: usize) {
 /// What the unit makes of a number: the first of the parts it is split into, and zero for what is below the normal
 /// numbers.
 #[inline(always)]
-fn high(x: f32) -> f64 {
+fn high(x: f32) -> f32 {
     const EXPONENT: u32 = 0x7f80_0000;
     let bits = x.to_bits();
     let up = bits.wrapping_add(0x8000);
     let bits = if up & EXPONENT == EXPONENT { bits } else { up } & 0xffff_0000;
-    let kept = f64::from(f32::from_bits(bits));
+    let kept = f32::from_bits(bits);
     if bits & EXPONENT == 0 { 0.0 } else { kept }
 }
 
