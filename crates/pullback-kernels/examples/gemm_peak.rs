@@ -237,7 +237,7 @@ fn tiles() {
             let time = median(1, &mut || {
                 for (panel, out) in out.chunks_exact_mut(steps * STEP_ROWS).enumerate() {
                     // SAFETY: `available` includes the vector instructions of packing.
-                    unsafe { pack_panel(out, operand, side, panel * 32, 0, inner) };
+                    unsafe { pack_panel::<3>(out, operand, side, panel * 32, 0, inner) };
                 }
             });
             let place = if inner_stride == 1 { "inner" } else { "lines" };
@@ -258,7 +258,7 @@ fn tiles() {
             let operand = Operand::new(&data, 256, 576, 576, 1);
             let side = if panel < 4 { Side::Left } else { Side::Right };
             // SAFETY: as above.
-            unsafe { pack_panel(out, operand, side, panel * 32, 0, 576) };
+            unsafe { pack_panel::<3>(out, operand, side, panel * 32, 0, 576) };
         }
         // SAFETY: the unit is available.
         let configured = unsafe { Tiles::configure() };

@@ -26,7 +26,7 @@ use crate::Real;
     target_os = "linux",
     target_pointer_width = "64"
 ))]
-mod amx;
+pub(crate) mod amx;
 
 /// How many threads one product may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -20,3 +20,20 @@ pub fn vectorized<R>(body: impl FnOnce() -> R) -> R {
 pub fn on_threads<R: Send>(body: impl FnOnce() -> R + Send) -> R {
     rayon::scope(|_| body())
 }
+
+/// Asks for numbers that will be read soon; where that cannot be done, it does nothing.
+#[inline(always)]
+pub(crate) fn prefetch<T>(numbers: &[T]) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        const LINE: usize = 64;
+        let start = numbers.as_ptr().cast::<i8>();
+        for offset in (0..size_of_val(numbers)).step_by(LINE) {
+            // SAFETY: nothing is read; the address may be any.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(start.wrapping_add(offset)) };
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = numbers;
+}

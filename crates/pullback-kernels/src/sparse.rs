@@ -5,10 +5,14 @@
 
 mod codes;
 mod encode;
+mod exact;
+mod prepared;
 mod product;
+mod screen;
 mod select;
 
 pub use codes::{ByFeature, SparseCodes};
-pub use encode::{Candidates, Encoded, encode_each, encode_top_k, encode_where};
+pub use encode::{Candidates, Encoded, Screening, encode_each, encode_top_k, encode_where};
+pub use prepared::PreparedEncoder;
 pub use product::{add_scaled, decode, dot, dots_with_rows};
 pub use select::select_top;

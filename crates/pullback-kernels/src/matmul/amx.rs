@@ -13,8 +13,8 @@ mod split;
 mod unit;
 
 use super::{Matrix, Threads, through_gemm};
-use split::{Operand, PANEL};
-pub(super) use unit::available;
+pub(crate) use split::{Operand, PANEL, STEP, Side, TileRow, pack_panel, step_rows};
+pub(crate) use unit::{HIGH_AHEAD, Sums, Tiles, available};
 
 /// Multiply-adds below which `gemm` is as fast.
 const SMALL: usize = 1 << 19;

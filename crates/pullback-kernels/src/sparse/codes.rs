@@ -44,6 +44,13 @@ impl<T: Real> SparseCodes<T> {
             .extend(other.offsets[1..].iter().map(|offset| start + offset));
     }
 
+    /// Gives feature `i` the number `names[i]`; `names` must ascend.
+    pub(super) fn rename(&mut self, names: &[u32]) {
+        for feature in &mut self.features {
+            *feature = names[*feature as usize];
+        }
+    }
+
     /// Number of tokens.
     pub fn tokens(&self) -> usize {
         self.offsets.len() - 1

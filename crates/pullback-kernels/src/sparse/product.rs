@@ -10,6 +10,8 @@ use crate::simd::vectorized;
 const TOKENS: usize = 64;
 
 /// Dot product in 32 running sums: enough independent chains to keep the vector units busy.
+///
+/// The sums are fused multiply-adds and their order is fixed, so the bits are the same on every processor.
 #[inline(always)]
 pub fn dot<T: Real>(a: &[T], b: &[T]) -> T {
     let mut sums = [T::zero(); 32];
@@ -23,10 +25,23 @@ pub fn dot<T: Real>(a: &[T], b: &[T]) -> T {
     for (&a, &b) in left.remainder().iter().zip(right.remainder()) {
         total += a * b;
     }
-    for sum in sums {
-        total += sum;
+    total + in_halves(sums)
+}
+
+/// The sum of 32 numbers: halves are added to each other.
+///
+/// Kept out of line so that the loop above is compiled for whole vectors and not for the pairs of the last step.
+#[inline(never)]
+fn in_halves<T: Real>(mut sums: [T; 32]) -> T {
+    let mut width = 16;
+    while width > 0 {
+        let (low, high) = sums.split_at_mut(width);
+        for (low, high) in low.iter_mut().zip(high) {
+            *low += *high;
+        }
+        width /= 2;
     }
-    total
+    sums[0]
 }
 
 /// `out += factor · row`.

@@ -197,7 +197,7 @@ impl Slab {
         let panel_rows = self.length.div_ceil(STEP) * STEP_ROWS;
         let pack = |out: &mut [TileRow], operand, side, line| {
             // SAFETY: `available` includes the vector instructions that packing is compiled for.
-            if unsafe { pack_panel(out, operand, side, line, self.inner, self.length) } {
+            if unsafe { pack_panel::<3>(out, operand, side, line, self.inner, self.length) } {
                 found.store(true, Ordering::Relaxed);
             }
         };

@@ -10,6 +10,8 @@
 //! six tiles of 16 × 64 bytes: the three parts of its first 16 lines and of its last 16, in the order high,
 //! high, middle, middle, low, low. A tile row pairs inner position `p` with `p + 16`: the product of tiles
 //! sums over pairs, so any pairing will do that both operands share, and with this one no lane moves.
+//!
+//! Where only the first of the three parts is wanted, a step holds the two tiles of that part.
 
 use std::arch::x86_64::{
     __m512, __m512i, __mmask16, _CMP_UNORD_Q, _mm512_add_epi32, _mm512_add_ps, _mm512_and_si512,
@@ -26,7 +28,12 @@ pub(crate) const STEP: usize = 32;
 /// Rows of a tile, pairs in a tile row, and numbers in a vector.
 const TILE: usize = 16;
 /// Rows of 64 bytes in one step of a panel: three parts of two tiles.
-pub(crate) const STEP_ROWS: usize = 6 * TILE;
+pub(crate) const STEP_ROWS: usize = step_rows(3);
+
+/// Rows of 64 bytes in one step of a panel of the first `parts` parts.
+pub(crate) const fn step_rows(parts: usize) -> usize {
+    2 * parts * TILE
+}
 
 /// One row of a tile.
 #[derive(Clone, Copy, Debug)]
@@ -80,14 +87,15 @@ pub(crate) enum Side {
 }
 
 /// Packs the lines from `line` on (at most [`PANEL`]; the rest is zero) over the inner positions
-/// `inner .. inner + length` into `out`, which holds `length / STEP`, rounded up, steps of [`STEP_ROWS`].
+/// `inner .. inner + length` into `out`, which holds `length / STEP`, rounded up, steps of [`step_rows`] of the
+/// first `PARTS` parts.
 ///
 /// Numbers that are not finite become zero, and the answer tells whether there were any.
 ///
 /// # Panics
 /// If `out` has another length or the ranges lie outside the operand.
 #[target_feature(enable = "avx512f,avx512dq,avx512bw")]
-pub(crate) fn pack_panel(
+pub(crate) fn pack_panel<const PARTS: usize>(
     out: &mut [TileRow],
     operand: Operand<'_>,
     side: Side,
@@ -96,12 +104,12 @@ pub(crate) fn pack_panel(
     length: usize,
 ) -> bool {
     assert!(line < operand.lines && inner + length <= operand.inner);
-    assert_eq!(out.len(), length.div_ceil(STEP) * STEP_ROWS);
-    if pack_steps::<false>(out, operand, side, line, inner, length) {
+    assert_eq!(out.len(), length.div_ceil(STEP) * step_rows(PARTS));
+    if pack_steps::<PARTS, false>(out, operand, side, line, inner, length) {
         return false;
     }
     // Something is not finite or would be rounded to infinity: once more, with care.
-    pack_steps::<true>(out, operand, side, line, inner, length);
+    pack_steps::<PARTS, true>(out, operand, side, line, inner, length);
     let lines = line..operand.lines.min(line + PANEL);
     lines.into_iter().any(|line| {
         (inner..inner + length).any(|inner| {
@@ -112,7 +120,7 @@ pub(crate) fn pack_panel(
 
 /// Whether the split held everywhere: with `CAREFUL` it always does.
 #[target_feature(enable = "avx512f,avx512dq,avx512bw")]
-fn pack_steps<const CAREFUL: bool>(
+fn pack_steps<const PARTS: usize, const CAREFUL: bool>(
     out: &mut [TileRow],
     operand: Operand<'_>,
     side: Side,
@@ -121,7 +129,7 @@ fn pack_steps<const CAREFUL: bool>(
     length: usize,
 ) -> bool {
     let mut left_over = _mm512_setzero_ps();
-    for (step, out) in out.chunks_exact_mut(STEP_ROWS).enumerate() {
+    for (step, out) in out.chunks_exact_mut(step_rows(PARTS)).enumerate() {
         for half in 0..2 {
             let lines = operand.lines.saturating_sub(line + half * TILE).min(TILE);
             let line = line + half * TILE;
@@ -130,7 +138,7 @@ fn pack_steps<const CAREFUL: bool>(
                 let count = length.saturating_sub(first).min(TILE);
                 Block::new(operand, side, line, lines, inner + first, count)
             });
-            let rest = pack_tile::<CAREFUL>(out, half, blocks);
+            let rest = pack_tile::<PARTS, CAREFUL>(out, half, blocks);
             left_over = _mm512_add_ps(left_over, rest);
         }
     }
@@ -211,7 +219,7 @@ impl<'a> Block<'a> {
 /// Splits two blocks, the first and the second members of the pairs, into the tiles of one half.
 #[inline]
 #[target_feature(enable = "avx512f,avx512dq,avx512bw")]
-fn pack_tile<const CAREFUL: bool>(
+fn pack_tile<const PARTS: usize, const CAREFUL: bool>(
     out: &mut [TileRow],
     half: usize,
     [first, second]: [Block<'_>; 2],
@@ -220,7 +228,7 @@ fn pack_tile<const CAREFUL: bool>(
     let mut write = |row: usize, first: __m512, second: __m512| {
         let (parts, rest) = split::<CAREFUL>(first, second);
         left_over = _mm512_add_ps(left_over, rest);
-        for (part, bits) in parts.into_iter().enumerate() {
+        for (part, bits) in parts.into_iter().enumerate().take(PARTS) {
             let out = &mut out[(2 * part + half) * TILE + row];
             // SAFETY: a `TileRow` is 64 bytes, aligned to 64.
             unsafe { _mm512_store_si512(out.0.as_mut_ptr().cast(), bits) };

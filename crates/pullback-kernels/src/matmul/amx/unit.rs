@@ -4,7 +4,7 @@ use std::arch::asm;
 use std::arch::x86_64::{__cpuid, __cpuid_count};
 use std::sync::LazyLock;
 
-use super::split::{PANEL, STEP_ROWS, TileRow};
+use super::split::{PANEL, STEP_ROWS, TileRow, step_rows};
 
 /// Whether this processor has the unit and the system lets this process use it.
 pub(crate) fn available() -> bool {
@@ -59,12 +59,12 @@ fn permitted() -> bool {
 
 /// The configuration of the tile registers of this thread, given back when dropped.
 #[derive(Debug)]
-pub(super) struct Tiles;
+pub(crate) struct Tiles;
 
 impl Tiles {
     /// # Safety
     /// [`available`] must hold.
-    pub(super) unsafe fn configure() -> Self {
+    pub(crate) unsafe fn configure() -> Self {
         #[repr(C, align(64))]
         struct Configuration {
             palette: u8,
@@ -108,7 +108,7 @@ pub(super) const AHEAD: usize = 16;
 
 /// The sums of a panel of the left operand with one of the right.
 #[repr(C, align(64))]
-pub(super) struct Sums(pub(super) [f32; PANEL * PANEL]);
+pub(crate) struct Sums(pub(crate) [f32; PANEL * PANEL]);
 
 /// `sums = left × right` over `steps` packed steps of one panel each.
 ///
@@ -219,5 +219,98 @@ pub(super) unsafe fn multiply_panels(
             out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
             options(nostack),
         );
+    }
+}
+
+/// Rows that [`Tiles::add_high`] asks for ahead of their use in each step.
+pub(crate) const HIGH_AHEAD: usize = 4;
+
+#[expect(
+    clippy::unused_self,
+    reason = "a `Tiles` shows that the tiles are configured, and for how long"
+)]
+impl Tiles {
+    /// Empties the sums, for [`add_high`](Self::add_high).
+    #[inline]
+    pub(crate) fn clear(&mut self) {
+        // SAFETY: the tiles are configured, as this value shows.
+        unsafe {
+            asm!(
+                "tilezero tmm0",
+                "tilezero tmm1",
+                "tilezero tmm2",
+                "tilezero tmm3",
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                options(nostack, nomem, preserves_flags),
+            );
+        }
+    }
+
+    /// Adds the product of the high parts alone, over `steps` packed steps (at least one) of one panel each. The sums
+    /// stay in the unit, which may still be at work when this returns, until [`store`](Self::store).
+    ///
+    /// Each step also asks for [`HIGH_AHEAD`] rows from `ahead` on, for the second cache; nothing is read there.
+    ///
+    /// # Safety
+    /// `left` and `right` must be valid for reads of `steps` steps of one part.
+    #[inline]
+    pub(crate) unsafe fn add_high(
+        &mut self,
+        left: *const TileRow,
+        right: *const TileRow,
+        steps: usize,
+        ahead: *const TileRow,
+    ) {
+        const {
+            assert!(step_rows(1) * size_of::<TileRow>() == 2048 && PANEL == 32 && HIGH_AHEAD == 4);
+        }
+        // SAFETY: the tiles are configured, as this value shows; reads lie in the steps that the caller promises.
+        unsafe {
+            asm!(
+                "2:",
+                "tileloadd tmm4, [{left} + {row}]",
+                "tileloadd tmm6, [{right} + {row}]",
+                "tileloadd tmm7, [{right} + {row} + 1024]",
+                "tileloadd tmm5, [{left} + {row} + 1024]",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                "prefetcht1 [{ahead}]",
+                "prefetcht1 [{ahead} + 64]",
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                "prefetcht1 [{ahead} + 128]",
+                "prefetcht1 [{ahead} + 192]",
+                "tdpbf16ps tmm2, tmm5, tmm6",
+                "tdpbf16ps tmm3, tmm5, tmm7",
+                "add {left}, 2048",
+                "add {right}, 2048",
+                "add {ahead}, 256",
+                "dec {steps}",
+                "jnz 2b",
+                left = inout(reg) left => _,
+                right = inout(reg) right => _,
+                ahead = inout(reg) ahead => _,
+                steps = inout(reg) steps => _,
+                row = in(reg) 64_usize,
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                options(nostack),
+            );
+        }
+    }
+
+    /// Writes the sums: nothing but these functions touches the tiles in between.
+    #[inline]
+    pub(crate) fn store(&mut self, sums: &mut Sums) {
+        // SAFETY: the tiles are configured, as this value shows; writes lie in `sums`: 32 rows of 128 bytes.
+        unsafe {
+            asm!(
+                "tilestored [{sums} + {row}], tmm0",
+                "tilestored [{sums} + {row} + 64], tmm1",
+                "tilestored [{sums} + {row} + 2048], tmm2",
+                "tilestored [{sums} + {row} + 2112], tmm3",
+                sums = in(reg) sums.0.as_mut_ptr(),
+                row = in(reg) 128_usize,
+                options(nostack),
+            );
+        }
     }
 }
