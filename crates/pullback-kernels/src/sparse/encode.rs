@@ -307,4 +307,3 @@ fn select_rows<T: Real>(
         },
     }
 }
-

@@ -52,8 +52,8 @@ impl<T: Real> Elementwise<T> for Rule<'_, T> {
     }
 
     #[inline(always)]
-    fn penalty(&self, _: usize, pre: T) -> f64 {
-        (self.weight * pre).as_f64()
+    fn penalty(&self, _: usize, pre: T) -> T {
+        self.weight * pre
     }
 
     #[inline(always)]

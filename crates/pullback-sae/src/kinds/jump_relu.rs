@@ -88,21 +88,19 @@ impl<T: Real> Elementwise<T> for Rule<'_, T> {
     }
 
     #[inline(always)]
-    fn penalty(&self, feature: usize, pre: T) -> f64 {
+    fn penalty(&self, feature: usize, pre: T) -> T {
         let code = self.code(feature, pre);
-        let mut total = 0.0;
         if code > T::zero() {
-            total += match self.sparsity {
-                JumpReluSparsity::Step { .. } => self.weight.as_f64(),
-                JumpReluSparsity::Tanh { .. } => {
-                    (self.weight * (self.tanh_scale * code).tanh()).as_f64()
-                }
-                JumpReluSparsity::Quadratic { .. } => 0.0,
-            };
+            match self.sparsity {
+                JumpReluSparsity::Step { .. } => self.weight,
+                JumpReluSparsity::Tanh { .. } => self.weight * (self.tanh_scale * code).tanh(),
+                JumpReluSparsity::Quadratic { .. } => T::zero(),
+            }
         } else if self.dead[feature] {
-            total += (self.revive * (self.thresholds[feature] - pre)).as_f64();
+            self.revive * (self.thresholds[feature] - pre)
+        } else {
+            T::zero()
         }
-        total
     }
 
     fn shared_penalty(&self) -> f64 {

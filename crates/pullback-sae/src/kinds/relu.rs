@@ -34,8 +34,8 @@ impl<T: Real> Elementwise<T> for Rule<T> {
     }
 
     #[inline(always)]
-    fn penalty(&self, _: usize, pre: T) -> f64 {
-        (self.weight * pre).as_f64()
+    fn penalty(&self, _: usize, pre: T) -> T {
+        self.weight * pre
     }
 
     #[inline(always)]

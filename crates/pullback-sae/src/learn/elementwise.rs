@@ -4,7 +4,7 @@
 //! and only they are touched. The way is chosen by the share of entries that mattered in the batch before.
 
 use pullback_kernels::sparse::{SparseCodes, decode, dots_with_rows, encode_where};
-use pullback_kernels::{Matrix, MatrixMut, Real, Threads, matmul, product};
+use pullback_kernels::{Matrix, MatrixMut, Real, Threads, matmul, product, vectorized};
 use rayon::prelude::*;
 
 use super::batch::Dense;
@@ -12,6 +12,8 @@ use super::{Batch, Parameters, Part, Step, centred, differences, mean_slope, sca
 
 /// Share of entries above which dense products are faster.
 const DENSE: f64 = 0.04;
+/// Rows that one task works on.
+const ROWS: usize = 64;
 /// Numbers in a block of codes.
 const BLOCK: usize = 1 << 22;
 
@@ -48,8 +50,8 @@ pub(crate) trait Elementwise<T>: Sync {
     /// Told before losses and gradients are asked for: active features a token, and tokens.
     fn counted(&mut self, _active: f64, _tokens: usize) {}
 
-    /// The entry's share of the sparsity loss, in units of the loss.
-    fn penalty(&self, feature: usize, pre: T) -> f64;
+    /// The entry's share of the sparsity loss, in units of the loss, where it matters.
+    fn penalty(&self, feature: usize, pre: T) -> T;
 
     /// What of the sparsity loss does not belong to an entry.
     fn shared_penalty(&self) -> f64 {
@@ -118,7 +120,7 @@ fn sparse<T: Real, E: Elementwise<T>>(
     let entries = pre.features().iter().zip(pre.values());
     let penalties: f64 = entries
         .clone()
-        .map(|(&i, &pre)| kind.penalty(i as usize, pre))
+        .map(|(&i, &pre)| kind.penalty(i as usize, pre).as_f64())
         .sum();
     let coded = pre.with_values(codes);
     let mut slope = decode(&coded, &parameters.decoder, &parameters.decoder_bias);
@@ -192,12 +194,7 @@ fn dense<T: Real, E: Elementwise<T>>(
         encoder.transposed(),
         Threads::All,
     );
-    pre.par_chunks_mut(m).for_each(|row| {
-        for (pre, &b) in row.iter_mut().zip(&parameters.encoder_bias) {
-            *pre += b;
-        }
-    });
-    let (fired, active) = count(&pre, m, &kind);
+    let (fired, active) = add_bias_and_count(&mut pre, &parameters.encoder_bias, &kind);
     kind.counted(active as f64 / n as f64, n);
 
     let mut total = Dense {
@@ -224,13 +221,21 @@ fn dense<T: Real, E: Elementwise<T>>(
         );
         out
     };
+    let mut codes = vec![T::zero(); rows.min(n) * m];
     for (number, pre) in pre.chunks(rows * m).enumerate() {
+        let span = number * rows * d;
         let rows = pre.len() / m;
-        let span = number * BLOCK.div_euclid(m).clamp(64, n.max(64)) * d;
+        let codes = &mut codes[..pre.len()];
         let (x, centred) = (&x[span..span + rows * d], &centred[span..span + rows * d]);
         let per_row = variance / rows as f64;
-        let codes = mapped(pre, m, |i, pre| kind.code(i, pre));
-        let mut slope = decoded(&codes, rows);
+        map_into(
+            codes,
+            pre,
+            m,
+            #[inline(always)]
+            |i, pre| kind.code(i, pre),
+        );
+        let mut slope = decoded(codes, rows);
         reconstruction += finish(&mut slope, x, d, per_row);
         mean_slope(&mut bias_slope, &slope);
         let back = |slope: &[T]| {
@@ -243,16 +248,21 @@ fn dense<T: Real, E: Elementwise<T>>(
         let mut slopes = back(&slope);
         matmul(
             MatrixMut::new(&mut total.decoder, m, d, d),
-            Matrix::new(&codes, rows, m, m).transposed(),
+            Matrix::new(codes, rows, m, m).transposed(),
             Matrix::new(&slope, rows, d, d),
             T::one(),
             T::one(),
             Threads::All,
         );
-        drop(codes);
         let frozen = E::FROZEN.then(|| {
-            let codes = mapped(pre, m, |i, pre| kind.frozen_code(i, pre));
-            let mut slope = decoded(&codes, rows);
+            map_into(
+                codes,
+                pre,
+                m,
+                #[inline(always)]
+                |i, pre| kind.frozen_code(i, pre),
+            );
+            let mut slope = decoded(codes, rows);
             reconstruction += finish(&mut slope, x, d, per_row);
             back(&slope)
         });
@@ -296,43 +306,71 @@ fn add<T: Real>(total: &mut [T], more: &[T]) {
     }
 }
 
-/// Which features have a code on some token, and how many codes there are.
-fn count<T: Real, E: Elementwise<T>>(pre: &[T], m: usize, kind: &E) -> (Vec<bool>, usize) {
-    pre.par_chunks(64 * m)
+/// Adds the bias to what the encoder makes; which features have a code on some token, and how many codes there are.
+fn add_bias_and_count<T: Real, E: Elementwise<T>>(
+    pre: &mut [T],
+    bias: &[T],
+    kind: &E,
+) -> (Vec<bool>, usize) {
+    let m = bias.len();
+    pre.par_chunks_mut(ROWS * m)
         .map(|rows| {
-            let (mut fired, mut active) = (vec![false; m], 0);
-            for row in rows.chunks_exact(m) {
-                for (feature, &pre) in row.iter().enumerate() {
-                    if kind.code(feature, pre) != T::zero() {
-                        fired[feature] = true;
-                        active += 1;
+            vectorized(
+                #[inline(always)]
+                || {
+                    let mut counts = vec![0_u32; m];
+                    for row in rows.chunks_exact_mut(m) {
+                        for (feature, pre) in row.iter_mut().enumerate() {
+                            *pre += bias[feature];
+                            let coded = kind.code(feature, *pre) != T::zero();
+                            counts[feature] += u32::from(coded);
+                        }
                     }
-                }
-            }
-            (fired, active)
+                    counts
+                },
+            )
         })
+        .fold(
+            || (vec![false; m], 0),
+            |(mut fired, mut active), counts| {
+                for (fired, count) in fired.iter_mut().zip(counts) {
+                    *fired |= count > 0;
+                    active += count as usize;
+                }
+                (fired, active)
+            },
+        )
         .reduce(
             || (vec![false; m], 0),
-            |mut left, right| {
-                for (left, right) in left.0.iter_mut().zip(right.0) {
+            |(mut left, active), (right, more)| {
+                for (left, right) in left.iter_mut().zip(right) {
                     *left |= right;
                 }
-                (left.0, left.1 + right.1)
+                (left, active + more)
             },
         )
 }
 
-fn mapped<T: Real>(pre: &[T], m: usize, code: impl Fn(usize, T) -> T + Sync) -> Vec<T> {
-    let mut codes = pre.to_vec();
-    codes.par_chunks_mut(m).for_each(|row| {
-        for (feature, x) in row.iter_mut().enumerate() {
-            *x = code(feature, *x);
-        }
-    });
+/// Writes the codes of pre-activations `[rows, m]`.
+fn map_into<T: Real>(codes: &mut [T], pre: &[T], m: usize, code: impl Fn(usize, T) -> T + Sync) {
     codes
+        .par_chunks_mut(ROWS * m)
+        .zip(pre.par_chunks(ROWS * m))
+        .for_each(|(codes, pre)| {
+            vectorized(
+                #[inline(always)]
+                || {
+                    for (codes, pre) in codes.chunks_exact_mut(m).zip(pre.chunks_exact(m)) {
+                        for (feature, (z, &pre)) in codes.iter_mut().zip(pre).enumerate() {
+                            *z = code(feature, pre);
+                        }
+                    }
+                },
+            );
+        });
 }
 
-/// Turns gradients in the codes into those in what the encoder makes, in place; the sums of groups of 64 rows.
+/// Turns gradients in the codes into those in what the encoder makes, in place; the sums of groups of rows.
 fn gradients<T: Real, E: Elementwise<T>>(
     kind: &E,
     pre: &[T],
@@ -341,9 +379,10 @@ fn gradients<T: Real, E: Elementwise<T>>(
     m: usize,
     like: &Dense<T>,
 ) -> Vec<Columns<T>> {
+    let extras = like.extras.len();
     slopes
-        .par_chunks_mut(64 * m)
-        .zip(pre.par_chunks(64 * m))
+        .par_chunks_mut(ROWS * m)
+        .zip(pre.par_chunks(ROWS * m))
         .enumerate()
         .map(|(group, (slopes, pre))| {
             let mut sums = Columns {
@@ -351,30 +390,42 @@ fn gradients<T: Real, E: Elementwise<T>>(
                 mattered: 0,
                 encoder: vec![T::zero(); m],
                 bias: vec![T::zero(); m],
-                extras: vec![vec![T::zero(); m]; like.extras.len()],
+                extras: vec![vec![T::zero(); m]; extras],
             };
-            for (row, (slopes, pre)) in slopes
-                .chunks_exact_mut(m)
-                .zip(pre.chunks_exact(m))
-                .enumerate()
-            {
-                let frozen = frozen.map(|frozen| &frozen[(group * 64 + row) * m..][..m]);
-                for (feature, (slope, &pre)) in slopes.iter_mut().zip(pre).enumerate() {
-                    if !kind.matters(feature, pre) {
-                        *slope = T::zero();
-                        continue;
+            // Two places, whether the kind uses them or not, so that the loop has no choices.
+            let mut more = [vec![T::zero(); m], vec![T::zero(); m]];
+            let nothing = vec![T::zero(); m];
+            vectorized(
+                #[inline(always)]
+                || {
+                    let [first, second] = &mut more;
+                    let rows = slopes.chunks_exact_mut(m).zip(pre.chunks_exact(m));
+                    for (row, (slopes, pre)) in rows.enumerate() {
+                        let frozen = frozen.map_or(&nothing[..], |frozen| {
+                            &frozen[(group * ROWS + row) * m..][..m]
+                        });
+                        let (mut penalty, mut mattered) = (T::zero(), 0_u32);
+                        for feature in 0..m {
+                            let pre = pre[feature];
+                            let keep = kind.matters(feature, pre);
+                            let found =
+                                kind.gradient(feature, pre, slopes[feature], frozen[feature]);
+                            let kept = |x: T| if keep { x } else { T::zero() };
+                            penalty += kept(kind.penalty(feature, pre));
+                            mattered += u32::from(keep);
+                            slopes[feature] = kept(found.encoder);
+                            sums.encoder[feature] += slopes[feature];
+                            sums.bias[feature] += kept(found.bias);
+                            first[feature] += kept(found.extras[0]);
+                            second[feature] += kept(found.extras[1]);
+                        }
+                        sums.penalties += penalty.as_f64();
+                        sums.mattered += mattered as usize;
                     }
-                    let second = frozen.map_or(T::zero(), |frozen| frozen[feature]);
-                    let found = kind.gradient(feature, pre, *slope, second);
-                    sums.penalties += kind.penalty(feature, pre);
-                    sums.mattered += 1;
-                    *slope = found.encoder;
-                    sums.encoder[feature] += found.encoder;
-                    sums.bias[feature] += found.bias;
-                    for (sum, extra) in sums.extras.iter_mut().zip(found.extras) {
-                        sum[feature] += extra;
-                    }
-                }
+                },
+            );
+            for (extra, more) in sums.extras.iter_mut().zip(more) {
+                *extra = more;
             }
             sums
         })
