@@ -268,7 +268,7 @@ pub(crate) trait Kind<T: Real>: Send {
     /// Called once before training, with some activations `[n, d]`.
     fn prepare(&self, _parameters: &mut Parameters<T>, _x: &[T]) {}
 
-    /// Losses and gradients of a batch `x [n, d]`. What it remembers of the batch counts only after [`Kind::settle`].
+    /// Losses and gradients of a batch `x [n, d]`.
     fn batch(&mut self, parameters: &Parameters<T>, x: &[T], step: &Step<'_>) -> Batch<T>;
 
     /// Called after an update: brings parameters back to where they must be.

@@ -6,7 +6,7 @@ mod elementwise;
 mod parameters;
 mod update;
 
-pub(crate) use batch::{Batch, Part, centred, differences, mean_slope, scale};
+pub(crate) use batch::{Batch, Part, add_row_sums, centred, differences, scale};
 pub use dead::AuxLoss;
 pub(crate) use dead::{Aux, auxiliary};
 pub(crate) use elementwise::{Elementwise, Gradient, elementwise_batch};

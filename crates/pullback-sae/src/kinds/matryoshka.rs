@@ -5,10 +5,9 @@ use pullback_kernels::sparse::{SparseCodes, decode, dots_with_rows};
 
 use super::Kind;
 use super::batch_top_k::Budget;
-use super::top_k::fired;
 use crate::Selection;
 use crate::learn::{
-    Aux, Batch, Parameters, Part, Step, auxiliary, centred, differences, mean_slope, scale,
+    Aux, Batch, Parameters, Part, Step, add_row_sums, auxiliary, centred, differences, scale,
 };
 
 pub(crate) struct Matryoshka {
@@ -82,12 +81,13 @@ impl<T: Real> Kind<T> for Matryoshka {
             let error = (x, &centred[..], &whole[..]);
             auxiliary(parameters, error, aux, step, None, &mut bias_slope)
         });
+        let unit = 1.0 / (n * step.variance);
         // A feature is in its own level's reconstruction and in all wider ones.
         let mut wider: Option<Vec<T>> = None;
         let mut parts = Vec::with_capacity(levels.len());
         for (level, mut slope) in levels.iter().zip(slopes).rev() {
-            scale(&mut slope, 2.0 / (n * step.variance));
-            mean_slope(&mut bias_slope, &slope);
+            scale(&mut slope, 2.0 * unit);
+            add_row_sums(&mut bias_slope, &slope);
             if let Some(wider) = wider {
                 for (x, wider) in slope.iter_mut().zip(wider) {
                     *x += wider;
@@ -97,22 +97,14 @@ impl<T: Real> Kind<T> for Matryoshka {
             wider = Some(slope.clone());
             parts.push(Part::new(level, slope, of_codes, parameters.features()));
         }
-        let mut batch = Batch {
-            reconstruction: squares / (n * step.variance),
-            sparsity: 0.0,
-            auxiliary: 0.0,
-            active: codes.active(),
-            fired: fired(&codes, parameters.features()),
-            centred,
+        Batch::of_codes(
+            &codes,
+            parameters.features(),
+            (squares, unit),
+            (centred, bias_slope),
             parts,
-            dense: None,
-            bias_slope,
-        };
-        if let Some(auxiliary) = auxiliary {
-            batch.auxiliary = auxiliary.loss;
-            batch.parts.push(auxiliary.part);
-        }
-        batch
+            auxiliary,
+        )
     }
 
     fn memory(&self) -> Vec<f64> {

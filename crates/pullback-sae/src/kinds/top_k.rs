@@ -5,7 +5,7 @@ use pullback_kernels::sparse::{Candidates, SparseCodes, decode, dots_with_rows, 
 
 use super::Kind;
 use crate::learn::{
-    Aux, Batch, Parameters, Part, Step, auxiliary, centred, differences, mean_slope, scale,
+    Aux, Batch, Parameters, Part, Step, add_row_sums, auxiliary, centred, differences, scale,
 };
 use crate::{AuxLoss, Selection};
 
@@ -70,32 +70,18 @@ pub(super) fn reconstruct<T: Real>(
             &mut bias_slope,
         )
     });
-    scale(&mut slope, 2.0 / (n * step.variance));
-    mean_slope(&mut bias_slope, &slope);
+    let unit = 1.0 / (n * step.variance);
+    scale(&mut slope, 2.0 * unit);
+    add_row_sums(&mut bias_slope, &slope);
     let slopes = dots_with_rows(&codes, &parameters.decoder, &slope);
-    let mut batch = Batch {
-        reconstruction: squares / (n * step.variance),
-        sparsity: 0.0,
-        auxiliary: 0.0,
-        active: codes.active(),
-        fired: fired(&codes, parameters.features()),
-        centred,
-        parts: vec![Part::new(&codes, slope, slopes, parameters.features())],
-        dense: None,
-        bias_slope,
-    };
-    if let Some(auxiliary) = auxiliary {
-        batch.auxiliary = auxiliary.loss;
-        batch.parts.push(auxiliary.part);
-    }
-    batch
-}
-
-/// Which features are active on some token.
-pub(super) fn fired<T: Real>(codes: &SparseCodes<T>, features: usize) -> Vec<bool> {
-    let mut fired = vec![false; features];
-    for &feature in codes.features() {
-        fired[feature as usize] = true;
-    }
-    fired
+    let features = parameters.features();
+    let parts = vec![Part::new(&codes, slope, slopes, features)];
+    Batch::of_codes(
+        &codes,
+        features,
+        (squares, unit),
+        (centred, bias_slope),
+        parts,
+        auxiliary,
+    )
 }

@@ -8,6 +8,7 @@ use pullback_kernels::{Real, vectorized};
 use rayon::prelude::*;
 
 use super::Parameters;
+use super::dead::Auxiliary;
 
 /// One sum of codes × decoder rows in the losses, as far as the gradients need it: an entry for each code.
 pub(crate) struct Part<T> {
@@ -87,6 +88,37 @@ pub(crate) struct Batch<T> {
 }
 
 impl<T: Real> Batch<T> {
+    /// Of sparse codes without a sparsity loss: `squares` is the sum of all squared errors, of which `unit` is the weight.
+    pub(crate) fn of_codes(
+        codes: &SparseCodes<T>,
+        features: usize,
+        (squares, unit): (f64, f64),
+        (centred, bias_slope): (Vec<T>, Vec<f64>),
+        mut parts: Vec<Part<T>>,
+        auxiliary: Option<Auxiliary<T>>,
+    ) -> Self {
+        let mut fired = vec![false; features];
+        for &feature in codes.features() {
+            fired[feature as usize] = true;
+        }
+        let mut weighted = 0.0;
+        if let Some(auxiliary) = auxiliary {
+            weighted = auxiliary.loss;
+            parts.push(auxiliary.part);
+        }
+        Self {
+            reconstruction: squares * unit,
+            sparsity: 0.0,
+            auxiliary: weighted,
+            active: codes.active(),
+            fired,
+            centred,
+            parts,
+            dense: None,
+            bias_slope,
+        }
+    }
+
     /// The whole loss.
     pub(crate) fn loss(&self) -> f64 {
         self.reconstruction + self.sparsity + self.auxiliary
@@ -198,8 +230,8 @@ pub(crate) fn scale<T: Real>(x: &mut [T], factor: f64) {
     });
 }
 
-/// The sum of the rows of a slope, added to `total`.
-pub(crate) fn mean_slope<T: Real>(total: &mut [f64], slope: &[T]) {
+/// Adds the sum of the rows of a slope to `total`.
+pub(crate) fn add_row_sums<T: Real>(total: &mut [f64], slope: &[T]) {
     for row in slope.chunks_exact(total.len()) {
         for (total, &x) in total.iter_mut().zip(row) {
             *total += x.as_f64();

@@ -6,7 +6,7 @@ use pullback_kernels::sparse::{SparseCodes, decode, dots_with_rows, encode_top_k
 use pullback_kernels::{Matrix, Real, Threads, product};
 use serde::{Deserialize, Serialize};
 
-use super::{Parameters, Part, Step, differences, mean_slope, scale};
+use super::{Parameters, Part, Step, add_row_sums, differences, scale};
 
 /// Which auxiliary loss; `e = x − x̂` is the error, not differentiated, and `ê` what the largest dead features make.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -86,7 +86,7 @@ pub(crate) fn auxiliary<T: Real>(
     // `slope` is e − ê so far.
     scale(&mut slope, -2.0 * factor);
     if aux.loss == AuxLoss::Sparsify {
-        mean_slope(bias_slope, &slope);
+        add_row_sums(bias_slope, &slope);
     }
     let slopes = dots_with_rows(&codes, &parameters.decoder, &slope);
     Some(Auxiliary {

@@ -8,7 +8,7 @@ use pullback_kernels::{Matrix, MatrixMut, Real, Threads, matmul, product, vector
 use rayon::prelude::*;
 
 use super::batch::Dense;
-use super::{Batch, Parameters, Part, Step, centred, differences, mean_slope, scale};
+use super::{Batch, Parameters, Part, Step, add_row_sums, centred, differences, scale};
 
 /// Share of entries above which dense products are faster.
 const DENSE: f64 = 0.04;
@@ -126,7 +126,7 @@ fn sparse<T: Real, E: Elementwise<T>>(
     let mut slope = decode(&coded, &parameters.decoder, &parameters.decoder_bias);
     let mut reconstruction = finish(&mut slope, x, d, step.variance);
     let mut bias_slope = vec![0.0; d];
-    mean_slope(&mut bias_slope, &slope);
+    add_row_sums(&mut bias_slope, &slope);
     let slopes = dots_with_rows(&coded, &parameters.decoder, &slope);
     let frozen_slopes = if E::FROZEN {
         let frozen = pre.with_values(map(&|i, pre| kind.frozen_code(i, pre)));
@@ -237,7 +237,7 @@ fn dense<T: Real, E: Elementwise<T>>(
         );
         let mut slope = decoded(codes, rows);
         reconstruction += finish(&mut slope, x, d, per_row);
-        mean_slope(&mut bias_slope, &slope);
+        add_row_sums(&mut bias_slope, &slope);
         let back = |slope: &[T]| {
             product(
                 Matrix::new(slope, rows, d, d),
