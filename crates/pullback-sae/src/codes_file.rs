@@ -12,6 +12,7 @@ use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 
 use crate::SaeError;
+use crate::formats::arrays::Element;
 
 /// Rows of numbers from a file.
 #[derive(Clone, Debug, PartialEq)]
@@ -37,7 +38,7 @@ fn read(path: &Path) -> Result<Vec<u8>, SaeError> {
     std::fs::read(path).map_err(|error| wrong(path, error.to_string()))
 }
 
-/// Reads the tensor `name`, or the only one, as rows. F16, BF16 and F64 become F32.
+/// Reads the tensor `name`, or the only one, as rows. Other numbers become F32.
 ///
 /// # Errors
 /// The file is damaged, the tensor is not there (or not the only one), is of another type, has no last dimension, or
@@ -67,39 +68,16 @@ pub fn load_rows(path: &Path, name: Option<&str>) -> Result<StoredRows, SaeError
     let view = tensors
         .tensor(name)
         .map_err(|error| wrong(path, error.to_string()))?;
-    let data = view.data();
-    let values: Vec<f32> = match view.dtype() {
-        Dtype::F32 => data
-            .as_chunks::<4>()
-            .0
-            .iter()
-            .map(|&b| f32::from_le_bytes(b))
-            .collect(),
-        Dtype::F64 => data
-            .as_chunks::<8>()
-            .0
-            .iter()
-            .map(|&b| f64::from_le_bytes(b) as f32)
-            .collect(),
-        Dtype::BF16 => data
-            .as_chunks::<2>()
-            .0
-            .iter()
-            .map(|&b| f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16))
-            .collect(),
-        Dtype::F16 => data
-            .as_chunks::<2>()
-            .0
-            .iter()
-            .map(|&b| half::f16::from_le_bytes(b).to_f32())
-            .collect(),
-        other => {
-            return Err(wrong(
-                path,
-                format!("{name} is {other:?}, a tensor of F32, F64, F16 or BF16 is needed"),
-            ));
-        }
+    let Some(element) = Element::of_safetensors(view.dtype()) else {
+        return Err(wrong(
+            path,
+            format!(
+                "{name} is {:?}, a tensor of F32, F64, F16, BF16, I32 or I64 is needed",
+                view.dtype()
+            ),
+        ));
     };
+    let values = element.decode(view.data());
     let Some((&width, shape)) = view.shape().split_last().filter(|(width, _)| **width > 0) else {
         return Err(wrong(
             path,
@@ -295,12 +273,8 @@ mod tests {
                 .to_string()
                 .contains("indices, offsets, values")
         );
-        assert!(
-            load_rows(&path, Some("indices"))
-                .expect_err("whole numbers")
-                .to_string()
-                .contains("I64")
-        );
+        let whole = load_rows(&path, Some("indices")).expect("whole numbers are numbers");
+        assert_eq!(whole.values, [1.0, 4.0, 0.0, 2.0, 6.0]);
         assert!(
             load_rows(&path, Some("x"))
                 .expect_err("no such tensor")

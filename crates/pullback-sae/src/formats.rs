@@ -13,7 +13,7 @@
 //! said to be so. Files come from strangers: no code in them is run, and nothing is allocated for numbers that are not
 //! there.
 
-mod arrays;
+pub(crate) mod arrays;
 pub mod dictionary_learning;
 pub mod gemma_scope;
 pub mod gemma_scope_2;

@@ -4,12 +4,13 @@ use std::borrow::Cow;
 use std::path::Path;
 
 use half::{bf16, f16};
+use safetensors::Dtype;
 
 use crate::{Sae, SaeError, SaeParts};
 
 /// A type of numbers, little-endian.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Element {
+pub(crate) enum Element {
     F16,
     Bf16,
     F32,
@@ -19,6 +20,19 @@ pub(super) enum Element {
 }
 
 impl Element {
+    /// That of a tensor in a safetensors file, where it is one of these.
+    pub(crate) fn of_safetensors(dtype: Dtype) -> Option<Self> {
+        Some(match dtype {
+            Dtype::F16 => Self::F16,
+            Dtype::BF16 => Self::Bf16,
+            Dtype::F32 => Self::F32,
+            Dtype::F64 => Self::F64,
+            Dtype::I32 => Self::I32,
+            Dtype::I64 => Self::I64,
+            _ => return None,
+        })
+    }
+
     /// Bytes of a number.
     pub(super) fn size(self) -> usize {
         match self {
@@ -29,7 +43,7 @@ impl Element {
     }
 
     /// Every number of `bytes`.
-    fn decode(self, bytes: &[u8]) -> Vec<f32> {
+    pub(crate) fn decode(self, bytes: &[u8]) -> Vec<f32> {
         fn each<const N: usize>(bytes: &[u8], number: impl Fn([u8; N]) -> f32) -> Vec<f32> {
             let (chunks, _) = bytes.as_chunks::<N>();
             chunks.iter().map(|&chunk| number(chunk)).collect()

@@ -37,15 +37,8 @@ impl SafetensorsFile {
         let headers = tensors
             .iter()
             .map(|(name, view)| {
-                let header = match view.dtype() {
-                    Dtype::F16 => Ok(Element::F16),
-                    Dtype::BF16 => Ok(Element::Bf16),
-                    Dtype::F32 => Ok(Element::F32),
-                    Dtype::F64 => Ok(Element::F64),
-                    Dtype::I32 => Ok(Element::I32),
-                    Dtype::I64 => Ok(Element::I64),
-                    other => Err(format!("{other:?}")),
-                };
+                let dtype = view.dtype();
+                let header = Element::of_safetensors(dtype).ok_or_else(|| format!("{dtype:?}"));
                 (
                     name.to_owned(),
                     header.map(|element| (element, view.shape().to_vec())),
