@@ -1,16 +1,19 @@
-//! Harvesting: running a model up to a site over a plan's sequences and keeping the activations.
+//! Harvesting: running a model up to some sites over a plan's sequences and keeping the activations.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use pullback_artifact::{
     Control, Manifest, ModelRef, PartialDir, read_json, refuse_existing, write_json,
 };
-use pullback_model::{Input, Model, Site, SiteError};
+use pullback_model::{Model, Site};
 use serde::{Deserialize, Serialize};
 
-use crate::store::{ShardRows, shard_name};
-use crate::{ActivationError, Corpus, Flags, Plan, PlanConfig, STORE_KIND, StoreInfo};
+use crate::sequences::{self, Summary};
+use crate::store::shard_name;
+use crate::{
+    ActivationError, ActivationStore, Corpus, Plan, PlanConfig, STORE_KIND, Sequence, StoreInfo,
+};
 
 /// What to harvest.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -73,24 +76,14 @@ const STATE_FILE: &str = "harvest-state.json";
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct State {
     config: HarvestConfig,
+    sites: Vec<Site>,
     model: ModelRef,
     corpus: String,
-    done: Vec<ShardSummary>,
-    median_norm: f64,
+    /// Of each shard, of each site.
+    done: Vec<Vec<Summary>>,
+    /// Of each site, from the first shard on.
+    median_norms: Vec<f64>,
 }
-
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-struct ShardSummary {
-    rows: usize,
-    outliers: usize,
-    held_out: usize,
-    first_norm_sum: f64,
-    firsts: usize,
-}
-
-/// Rows with a norm above this many medians are marked as outliers (the rule of `dictionary_learning`'s
-/// buffer).
-const OUTLIER_MEDIANS: f64 = 10.0;
 
 /// Runs the model over the plan and leaves a store at `out`.
 ///
@@ -108,7 +101,117 @@ pub fn harvest(
     out: &Path,
     control: &Control,
 ) -> Result<HarvestResult, ActivationError> {
-    let d = width_at(model, config.site)?;
+    let sites = [config.site];
+    let widths = check(model, &sites, config, out)?;
+    let plan = Plan::new(corpus, model.tokenizer(), &config.plan, control)?;
+    let mut dir = PartialDir::open(out)?;
+    let work = Work {
+        model,
+        model_name,
+        sites: &sites,
+        widths,
+        corpus,
+        plan: &plan,
+        config,
+    };
+    let (state, speed) = work.shards(&mut dir, &|dir, _| dir.to_owned(), control)?;
+    let finished = work.finished(&state, speed, 0);
+    write_json(&dir.path().join("store.json"), &finished.info)?;
+    // The digest of a store must not hang on how fast it was made: timings come after the listing.
+    dir.finish_skipping(finished.manifest, &[STATE_FILE])?;
+    write_json(&out.join("result.json"), &finished.result)?;
+    Ok(finished.result)
+}
+
+/// Runs the model once and leaves a store for each site at `out`, each in a directory with the site's name; rows of all
+/// of them are of the same tokens. [`open_stores`] opens them.
+///
+/// `config.site` is not looked at. Interruption is as in [`harvest`].
+///
+/// # Errors
+/// As [`harvest`]; a site is given twice.
+pub fn harvest_sites(
+    model: &Model,
+    model_name: &str,
+    corpus: &Corpus,
+    (config, sites): (&HarvestConfig, &[Site]),
+    out: &Path,
+    control: &Control,
+) -> Result<Vec<HarvestResult>, ActivationError> {
+    let widths = check(model, sites, config, out)?;
+    let plan = Plan::new(corpus, model.tokenizer(), &config.plan, control)?;
+    let mut dir = PartialDir::open(out)?;
+    let work = Work {
+        model,
+        model_name,
+        sites,
+        widths,
+        corpus,
+        plan: &plan,
+        config,
+    };
+    let name_of = |number: usize| sites[number].to_string();
+    // Where a partial directory of that name works.
+    let place_of = |dir: &Path, number: usize| dir.join(name_of(number) + ".partial");
+    let (state, speed) = work.shards(&mut dir, &place_of, control)?;
+    let mut results = Vec::with_capacity(sites.len());
+    for number in 0..sites.len() {
+        let finished = work.finished(&state, speed, number);
+        let path = dir.path().join(name_of(number));
+        // An earlier run may have come as far as here.
+        if !path.exists() {
+            let store = PartialDir::open(&path)?;
+            write_json(&store.path().join("store.json"), &finished.info)?;
+            store.finish(finished.manifest)?;
+        }
+        results.push(finished.result);
+    }
+    let names: Vec<String> = (0..sites.len()).map(name_of).collect();
+    write_json(&dir.path().join(STORES_FILE), &names)?;
+    let config_value = serde_json::json!({
+        "harvest": config, "sites": names, "corpus": corpus.digest(), "tokens": state.corpus
+    });
+    let manifest = Manifest::new(STORES_KIND, config.plan.seed)
+        .with_model(state.model)
+        .with_config(config_value);
+    dir.finish_skipping(manifest, &[STATE_FILE])?;
+    write_json(&out.join("result.json"), &results)?;
+    Ok(results)
+}
+
+/// The `kind` of the manifest of stores that were harvested together.
+pub const STORES_KIND: &str = "stores";
+/// The names of the stores, in order.
+const STORES_FILE: &str = "stores.json";
+
+/// Opens the one store at `path`, or all that [`harvest_sites`] left there, in its order.
+///
+/// # Errors
+/// There is neither; a store is damaged.
+pub fn open_stores(path: &Path) -> Result<Vec<ActivationStore>, ActivationError> {
+    let manifest = Manifest::load(path)?;
+    if manifest.kind != STORES_KIND {
+        return Ok(vec![ActivationStore::open(path)?]);
+    }
+    let names: Vec<String> = read_json(&path.join(STORES_FILE))?;
+    names
+        .iter()
+        .map(|name| {
+            // A name is that of a site: nothing else leads out of the directory.
+            let site: Site = name.parse()?;
+            ActivationStore::open(&path.join(site.to_string()))
+        })
+        .collect()
+}
+
+/// What would be refused at the end is refused at once; the widths of the sites.
+fn check(
+    model: &Model,
+    sites: &[Site],
+    config: &HarvestConfig,
+    out: &Path,
+) -> Result<Vec<usize>, ActivationError> {
+    let widths = sequences::widths(model, sites)?;
     if config.batch == 0 || config.shard_rows == 0 {
         return Err(ActivationError::Option(
             "a harvest needs at least one sequence in a batch and one row in a shard".to_owned(),
@@ -120,207 +223,155 @@ pub fn harvest(
             config.batch, config.shard_rows
         )));
     }
-    // Before the text is read: what would be refused at the end is refused at once.
     refuse_existing(out)?;
-    let plan = Plan::new(corpus, model.tokenizer(), &config.plan, control)?;
-    let mut dir = PartialDir::open(out)?;
-    let model_ref = ModelRef {
-        name: model_name.to_owned(),
-        digest: model.digest().to_owned(),
-    };
-    let corpus_digest = digest_of(&plan);
-    let fresh = State {
-        config: config.clone(),
-        model: model_ref.clone(),
-        corpus: corpus_digest,
-        done: Vec::new(),
-        median_norm: 0.0,
-    };
-    let state_path = dir.path().join(STATE_FILE);
-    let mut state = fresh.clone();
-    if dir.is_resumed() {
-        match read_json::<State>(&state_path) {
-            Ok(found) if same_work(&found, &fresh) => state = found,
-            _ => {
-                control.say(&format!(
-                    "{} holds the start of a different harvest: starting anew",
-                    dir.path().display()
-                ));
-                dir.clear()?;
-            }
-        }
-    }
-    write_json(&state_path, &state)?;
+    Ok(widths)
+}
 
-    let context = config.plan.context;
-    let sequences_per_shard = config.shard_rows.div_ceil(context * config.batch) * config.batch;
-    let stage = control.stage("harvest", plan.tokens() as u64, "tokens");
-    let resumed: usize = state.done.iter().map(|shard| shard.rows).sum();
-    stage.resume_from(resumed as u64);
-    let clock = Instant::now();
-    let mut width = 0;
-    let mut norms = Vec::new();
-    for (number, sequences) in plan.sequences.chunks(sequences_per_shard).enumerate() {
-        let first_sequence = number * sequences_per_shard;
-        if number < state.done.len() {
-            continue;
-        }
-        let mut rows = ShardRows::default();
-        for (batch_number, batch) in sequences.chunks(config.batch).enumerate() {
-            control.check()?;
-            let ids: Vec<u32> = batch
-                .iter()
-                .flat_map(|sequence| sequence.ids.iter().copied())
-                .collect();
-            let activations = activations_at(model, config.site, ids.clone(), batch.len())?;
-            width = activations.len() / ids.len();
-            for (place, sequence) in batch.iter().enumerate() {
-                let index = first_sequence + batch_number * config.batch + place;
-                for position in 0..context {
-                    let mut flags = 0;
-                    if position == 0 {
-                        flags |= Flags::FIRST.0;
-                    }
-                    if sequence.held_out {
-                        flags |= Flags::HELD_OUT.0;
-                    }
-                    rows.flags.push(flags);
-                    rows.positions.push(position as u32);
-                    rows.sequences.push(index as u32);
+struct Work<'a> {
+    model: &'a Model,
+    model_name: &'a str,
+    sites: &'a [Site],
+    widths: Vec<usize>,
+    corpus: &'a Corpus,
+    plan: &'a Plan,
+    config: &'a HarvestConfig,
+}
+
+/// All that describes one finished store.
+struct Finished {
+    info: StoreInfo,
+    manifest: Manifest,
+    result: HarvestResult,
+}
+
+impl Work<'_> {
+    /// Writes all shards that are not there yet, each site's into the directory that `place_of` names; how far that is,
+    /// and the tokens a second.
+    fn shards(
+        &self,
+        dir: &mut PartialDir,
+        place_of: &dyn Fn(&Path, usize) -> PathBuf,
+        control: &Control,
+    ) -> Result<(State, f64), ActivationError> {
+        let (config, plan) = (self.config, self.plan);
+        let mut state = State {
+            config: config.clone(),
+            sites: self.sites.to_vec(),
+            model: ModelRef {
+                name: self.model_name.to_owned(),
+                digest: self.model.digest().to_owned(),
+            },
+            corpus: plan.digest(),
+            done: Vec::new(),
+            median_norms: Vec::new(),
+        };
+        let state_path = dir.path().join(STATE_FILE);
+        if dir.is_resumed() {
+            match read_json::<State>(&state_path) {
+                Ok(found) if same_work(&found, &state) => state = found,
+                _ => {
+                    control.say(&format!(
+                        "{} holds the start of a different harvest: starting anew",
+                        dir.path().display()
+                    ));
+                    dir.clear()?;
                 }
             }
-            rows.tokens.extend(&ids);
-            rows.activations.extend(activations);
-            stage.advance(ids.len() as u64);
         }
-        norms.clear();
-        norms.extend(rows.activations.chunks_exact(width).map(|row| {
-            row.iter()
-                .map(|&x| f64::from(x) * f64::from(x))
-                .sum::<f64>()
-                .sqrt()
-        }));
-        if number == 0 {
-            state.median_norm = median(&norms, &rows.flags);
-        }
-        let mut summary = ShardSummary {
-            rows: rows.len(),
-            outliers: 0,
-            held_out: 0,
-            first_norm_sum: 0.0,
-            firsts: 0,
-        };
-        for (&norm, flags) in norms.iter().zip(&mut rows.flags) {
-            if *flags & Flags::FIRST.0 != 0 {
-                summary.first_norm_sum += norm;
-                summary.firsts += 1;
-            } else if norm > OUTLIER_MEDIANS * state.median_norm || !norm.is_finite() {
-                *flags |= Flags::OUTLIER.0;
-                summary.outliers += 1;
-            }
-            summary.held_out += usize::from(*flags & Flags::HELD_OUT.0 != 0);
-        }
-        rows.write(&dir.path().join(shard_name(number)), width)?;
-        state.done.push(summary);
         write_json(&state_path, &state)?;
-    }
-    stage.finish();
-    let seconds = clock.elapsed().as_secs_f64();
-
-    let total = |part: fn(&ShardSummary) -> usize| state.done.iter().map(part).sum::<usize>();
-    let (rows, firsts) = (total(|s| s.rows), total(|s| s.firsts));
-    let result = HarvestResult {
-        tokens: rows,
-        held_out_tokens: total(|s| s.held_out),
-        tokens_per_second: (rows - resumed) as f64 / seconds.max(1e-9),
-        site: config.site,
-        d,
-        median_norm: state.median_norm,
-        first_norm: state.done.iter().map(|s| s.first_norm_sum).sum::<f64>() / firsts.max(1) as f64,
-        outliers: total(|s| s.outliers),
-    };
-    let info = StoreInfo {
-        site: config.site,
-        d,
-        rows,
-        shard_rows: state.done.iter().map(|s| s.rows).collect(),
-        context,
-        prepend_bos: config.plan.prepend_bos,
-        median_norm: state.median_norm,
-        outliers: result.outliers,
-        held_out: result.held_out_tokens,
-    };
-    write_json(&dir.path().join("store.json"), &info)?;
-    let config_value =
-        serde_json::json!({ "harvest": config, "corpus": corpus.digest(), "tokens": state.corpus });
-    let manifest = Manifest::new(STORE_KIND, config.plan.seed)
-        .with_site(config.site.to_string())
-        .with_model(model_ref)
-        .with_config(config_value);
-    // The digest of a store must not hang on how fast it was made: timings come after the listing.
-    dir.finish_skipping(manifest, &[STATE_FILE])?;
-    write_json(&out.join("result.json"), &result)?;
-    Ok(result)
-}
-
-/// Activations at one site `[batch·time, width]`; nothing above the site is computed.
-fn activations_at(
-    model: &Model,
-    site: Site,
-    ids: Vec<u32>,
-    batch: usize,
-) -> Result<Vec<f32>, ActivationError> {
-    let mut recorded = model.record(Input::uniform(ids, batch), &[site], &[])?;
-    let Some(found) = recorded.remove(&site) else {
-        return Err(SiteError::NotReached {
-            site,
-            reached: "the run recorded nothing there".to_owned(),
+        let places: Vec<PathBuf> = (0..self.sites.len())
+            .map(|number| place_of(dir.path(), number))
+            .collect();
+        let per_shard = config
+            .shard_rows
+            .div_ceil(config.plan.context * config.batch)
+            * config.batch;
+        let stage = control.stage("harvest", plan.tokens() as u64, "tokens");
+        let resumed: usize = state.done.iter().map(|shard| shard[0].rows).sum();
+        stage.resume_from(resumed as u64);
+        let clock = Instant::now();
+        let shards = plan.sequences.chunks(per_shard).enumerate();
+        for (number, sequences) in shards.skip(state.done.len()) {
+            let sequences: Vec<&Sequence> = sequences.iter().collect();
+            let batches = (number * per_shard, config.batch);
+            let of_sites = sequences::run(
+                self.model,
+                self.sites,
+                &sequences,
+                batches,
+                control,
+                Some(&stage),
+            )?;
+            let mut summaries = Vec::with_capacity(of_sites.len());
+            for (place, mut rows) in of_sites.into_iter().enumerate() {
+                let mut median = state.median_norms.get(place).copied();
+                summaries.push(sequences::mark(&mut rows, self.widths[place], &mut median));
+                if state.median_norms.len() == place {
+                    state.median_norms.extend(median);
+                }
+                std::fs::create_dir_all(&places[place]).map_err(|source| ActivationError::Io {
+                    path: places[place].clone(),
+                    source,
+                })?;
+                rows.write(&places[place].join(shard_name(number)), self.widths[place])?;
+            }
+            state.done.push(summaries);
+            write_json(&state_path, &state)?;
         }
-        .into());
-    };
-    let data = found.into_data();
-    data.try_into_vec::<f32>().map_err(|error| {
-        ActivationError::Option(format!(
-            "activations are kept in f32, the model runs in another type: {error:?}"
-        ))
-    })
-}
+        stage.finish();
+        let seconds = clock.elapsed().as_secs_f64().max(1e-9);
+        Ok((state, (plan.tokens() - resumed) as f64 / seconds))
+    }
 
-/// Width of a site, which is the same for all texts.
-fn width_at(model: &Model, site: Site) -> Result<usize, ActivationError> {
-    let place = site.check(model.config())?.place();
-    place.width(model.config()).ok_or_else(|| {
-        ActivationError::Option(format!(
-            "{site} cannot be harvested: its width is the length of the text; a site of one width is needed"
-        ))
-    })
+    fn finished(&self, state: &State, tokens_per_second: f64, number: usize) -> Finished {
+        let (site, d) = (self.sites[number], self.widths[number]);
+        let shards: Vec<&Summary> = state.done.iter().map(|shard| &shard[number]).collect();
+        let total = |part: fn(&Summary) -> usize| shards.iter().map(|s| part(s)).sum::<usize>();
+        let (rows, firsts) = (total(|s| s.rows), total(|s| s.firsts));
+        let first_norms: f64 = shards.iter().map(|s| s.first_norm_sum).sum();
+        let result = HarvestResult {
+            tokens: rows,
+            held_out_tokens: total(|s| s.held_out),
+            tokens_per_second,
+            site,
+            d,
+            median_norm: state.median_norms[number],
+            first_norm: first_norms / firsts.max(1) as f64,
+            outliers: total(|s| s.outliers),
+        };
+        let config = HarvestConfig {
+            site,
+            ..self.config.clone()
+        };
+        let info = StoreInfo {
+            site,
+            d,
+            rows,
+            shard_rows: shards.iter().map(|s| s.rows).collect(),
+            context: config.plan.context,
+            prepend_bos: config.plan.prepend_bos,
+            median_norm: result.median_norm,
+            outliers: result.outliers,
+            held_out: result.held_out_tokens,
+        };
+        let config_value = serde_json::json!({
+            "harvest": config, "corpus": self.corpus.digest(), "tokens": state.corpus
+        });
+        let manifest = Manifest::new(STORE_KIND, config.plan.seed)
+            .with_site(site.to_string())
+            .with_model(state.model.clone())
+            .with_config(config_value);
+        Finished {
+            info,
+            manifest,
+            result,
+        }
+    }
 }
 
 fn same_work(found: &State, wanted: &State) -> bool {
-    found.config == wanted.config && found.model == wanted.model && found.corpus == wanted.corpus
-}
-
-/// Digest of the token ids to be run, in order.
-fn digest_of(plan: &Plan) -> String {
-    let ids: Vec<u32> = plan
-        .sequences
-        .iter()
-        .flat_map(|s| s.ids.iter().copied())
-        .collect();
-    format!(
-        "sha256:{}",
-        pullback_artifact::sha256_bytes(bytemuck::cast_slice(&ids))
-    )
-}
-
-/// Median norm of the rows that are not first.
-fn median(norms: &[f64], flags: &[u8]) -> f64 {
-    let mut rest: Vec<f64> = norms
-        .iter()
-        .zip(flags)
-        .filter(|(norm, flags)| **flags & Flags::FIRST.0 == 0 && norm.is_finite())
-        .map(|(&norm, _)| norm)
-        .collect();
-    rest.sort_by(f64::total_cmp);
-    rest.get(rest.len() / 2).copied().unwrap_or(0.0)
+    found.config == wanted.config
+        && found.sites == wanted.sites
+        && found.model == wanted.model
+        && found.corpus == wanted.corpus
 }

@@ -129,6 +129,16 @@ impl Plan {
         Ok(Self { sequences })
     }
 
+    /// Digest of the token ids, in order.
+    pub(crate) fn digest(&self) -> String {
+        let ids = self.sequences.iter().flat_map(|s| s.ids.iter().copied());
+        let ids: Vec<u32> = ids.collect();
+        format!(
+            "sha256:{}",
+            pullback_artifact::sha256_bytes(bytemuck::cast_slice(&ids))
+        )
+    }
+
     /// Tokens of all sequences.
     pub fn tokens(&self) -> usize {
         self.sequences

@@ -79,15 +79,56 @@ pub struct ActivationStore {
 
 #[derive(Debug)]
 struct Shard {
-    map: Mmap,
-    activations: std::ops::Range<usize>,
+    activations: Numbers,
     tokens: Vec<u32>,
     positions: Vec<u32>,
     sequences: Vec<u32>,
     flags: Vec<u8>,
 }
 
+/// Activations of a shard.
+#[derive(Debug)]
+enum Numbers {
+    /// Bytes of a file.
+    Mapped(Mmap, std::ops::Range<usize>),
+    /// Of a store that was never written.
+    Owned(Vec<f32>),
+}
+
+impl Numbers {
+    fn get(&self) -> &[f32] {
+        match self {
+            Self::Mapped(map, span) => cast_slice(&map[span.clone()]),
+            Self::Owned(numbers) => numbers,
+        }
+    }
+}
+
 impl ActivationStore {
+    /// A store that is not on disk; `path` is what errors call it.
+    pub(crate) fn in_memory(
+        path: PathBuf,
+        manifest: Manifest,
+        info: StoreInfo,
+        rows: ShardRows,
+    ) -> Self {
+        let starts = vec![0, info.rows];
+        let shard = Shard {
+            activations: Numbers::Owned(rows.activations),
+            tokens: rows.tokens,
+            positions: rows.positions,
+            sequences: rows.sequences,
+            flags: rows.flags,
+        };
+        Self {
+            path,
+            manifest,
+            info,
+            shards: vec![shard],
+            starts,
+        }
+    }
+
     /// Opens a store.
     ///
     /// # Errors
@@ -177,8 +218,7 @@ impl ActivationStore {
     pub fn row(&self, row: usize) -> &[f32] {
         let (shard, row) = self.locate(row);
         let d = self.info.d;
-        let bytes = &shard.map[shard.activations.clone()];
-        &cast_slice::<u8, f32>(bytes)[row * d..(row + 1) * d]
+        &shard.activations.get()[row * d..(row + 1) * d]
     }
 
     /// Token id of a row.
@@ -247,7 +287,7 @@ pub(crate) fn shard_name(number: usize) -> String {
 }
 
 /// Rows on their way to disk.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct ShardRows {
     pub(crate) activations: Vec<f32>,
     pub(crate) tokens: Vec<u32>,
@@ -331,8 +371,7 @@ impl Shard {
             (words("tokens")?, words("positions")?, words("sequences")?);
         let flags = find("flags", Dtype::U8, &[rows])?.to_vec();
         Ok(Self {
-            map,
-            activations,
+            activations: Numbers::Mapped(map, activations),
             tokens,
             positions,
             sequences,
