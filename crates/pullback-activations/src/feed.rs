@@ -139,22 +139,39 @@ impl RowReader {
     }
 }
 
-/// Runs `work` with the rows of a feed from a position on, while another thread makes the next piece. Three pieces stand
-/// in memory at most.
+/// What is read of a feed.
+#[derive(Debug, Default)]
+pub struct Extent {
+    /// Where the first row stands.
+    pub from: Position,
+    /// The piece in which it stands, where it has been made already.
+    pub known: Option<Piece>,
+    /// How many rows will be read; no piece is made after that.
+    pub rows: usize,
+}
+
+/// Runs `work` with the rows of a feed from a position on, while another thread makes the next piece. Two pieces stand
+/// in memory at a time.
 ///
 /// # Errors
 /// What `work` returns.
 pub fn read_ahead<R>(
     feed: &dyn Feed,
-    from: Position,
+    Extent { from, known, rows }: Extent,
     control: &Control,
     work: impl FnOnce(&mut RowReader) -> R,
 ) -> R {
     std::thread::scope(|scope| {
         let (sender, pieces) = sync_channel(0);
         scope.spawn(move || {
+            let mut known = known;
+            let mut made = 0;
             for number in from.piece.. {
-                let piece = feed.piece(number, control).and_then(|piece| {
+                let piece = match known.take() {
+                    Some(piece) => Ok(piece),
+                    None => feed.piece(number, control),
+                };
+                let piece = piece.and_then(|piece| {
                     if piece.rows == 0 {
                         return Err(ActivationError::Option(format!(
                             "piece {number} of the activations holds no row that could be trained on"
@@ -163,8 +180,9 @@ pub fn read_ahead<R>(
                     Ok(piece)
                 });
                 let failed = piece.is_err();
-                // No one waits any more: the work is done.
-                if sender.send(piece).is_err() || failed {
+                made += piece.as_ref().map_or(0, |piece| piece.rows);
+                // No one waits any more, or no more will be asked for: the work is done.
+                if sender.send(piece).is_err() || failed || made >= rows.saturating_add(from.row) {
                     return;
                 }
             }

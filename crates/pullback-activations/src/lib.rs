@@ -20,7 +20,7 @@ mod store_feed;
 
 pub use corpus::{Corpus, Document};
 pub use error::ActivationError;
-pub use feed::{Feed, FeedOrigin, FeedSite, Piece, Position, RowReader, read_ahead};
+pub use feed::{Extent, Feed, FeedOrigin, FeedSite, Piece, Position, RowReader, read_ahead};
 pub use harvest::{HarvestConfig, HarvestResult, STORES_KIND, harvest, harvest_sites, open_stores};
 pub use model_feed::ModelFeed;
 pub use plan::{Plan, PlanConfig, Sequence};

@@ -13,8 +13,8 @@ use common::{
     assert_has, assert_same_files, config, corpus, harvested, interrupted_at, setting, tiny,
 };
 use pullback_activations::{
-    ActivationError, ActivationStore, Feed, FeedSite, ModelFeed, Piece, Position, StoreFeed,
-    harvest_sites, open_stores, read_ahead,
+    ActivationError, ActivationStore, Extent, Feed, FeedSite, ModelFeed, Piece, Position,
+    StoreFeed, harvest_sites, open_stores, read_ahead,
 };
 use pullback_artifact::{Control, Manifest};
 use pullback_model::Site;
@@ -152,7 +152,12 @@ fn counting(fails_at: usize) -> Counting {
 fn the_stream_is_the_same_from_every_position_in_batches_of_any_size() {
     let feed = counting(usize::MAX);
     let read = |from: Position, size: usize, batches: usize| {
-        read_ahead(&feed, from, &QUIET(), |reader| {
+        let extent = Extent {
+            from,
+            known: None,
+            rows: size * batches,
+        };
+        read_ahead(&feed, extent, &QUIET(), |reader| {
             let (mut rows, mut positions) = (Vec::new(), vec![reader.position()]);
             let mut batch = Piece::default();
             for _ in 0..batches {
@@ -178,7 +183,11 @@ fn the_stream_is_the_same_from_every_position_in_batches_of_any_size() {
 #[test]
 fn a_failing_piece_ends_the_stream_at_the_last_good_position() {
     let feed = counting(2);
-    read_ahead(&feed, Position::default(), &QUIET(), |reader| {
+    let all = || Extent {
+        rows: usize::MAX,
+        ..Extent::default()
+    };
+    read_ahead(&feed, all(), &QUIET(), |reader| {
         let mut batch = Piece::default();
         reader.read(4, &mut batch).unwrap();
         let before = reader.position();
@@ -189,7 +198,7 @@ fn a_failing_piece_ends_the_stream_at_the_last_good_position() {
         assert_eq!(reader.position(), before);
     });
     // Work that ends early does not wait for the thread's next piece for ever.
-    read_ahead(&counting(usize::MAX), Position::default(), &QUIET(), |_| ());
+    read_ahead(&counting(usize::MAX), all(), &QUIET(), |_| ());
 }
 
 fn sites() -> Vec<Site> {

@@ -12,7 +12,7 @@ mod top_k;
 use pullback_kernels::Real;
 use serde::{Deserialize, Serialize};
 
-use crate::learn::{Aux, Batch, Parameters, Step};
+use crate::learn::{Aux, Batch, Parameters, Rows, Step};
 use crate::{SaeError, Selection};
 
 pub(crate) use batch_top_k::BatchTopK;
@@ -268,8 +268,13 @@ pub(crate) trait Kind<T: Real>: Send {
     /// Called once before training, with some activations `[n, d]`.
     fn prepare(&self, _parameters: &mut Parameters<T>, _x: &[T]) {}
 
-    /// Losses and gradients of a batch `x [n, d]`.
-    fn batch(&mut self, parameters: &Parameters<T>, x: &[T], step: &Step<'_>) -> Batch<T>;
+    /// Losses and gradients of a batch.
+    fn batch(
+        &mut self,
+        parameters: &Parameters<T>,
+        rows: &Rows<'_, T>,
+        step: &Step<'_>,
+    ) -> Batch<T>;
 
     /// Called after an update: brings parameters back to where they must be.
     fn settle(&self, _parameters: &mut Parameters<T>) {}
@@ -291,5 +296,7 @@ pub(crate) fn numbers<T: Real>(x: &[T], map: impl Fn(f64) -> f64) -> Vec<f32> {
     x.iter().map(|x| map(x.as_f64()) as f32).collect()
 }
 
+#[cfg(test)]
+mod shape_tests;
 #[cfg(test)]
 mod tests;

@@ -1,7 +1,9 @@
 //! Sparse dictionaries: kinds, training, formats, metrics, feature pages.
 //!
 //! - [`Dictionary`]: everything with an encoder and a decoder; its codes are [`SparseCodes`].
-//! - [`Sae`]: an autoencoder or transcoder of any kind; [`train()`] makes one from an activation store.
+//! - [`Sae`]: an autoencoder, transcoder or crosscoder of any kind; [`train()`] makes one from an activation store,
+//!   [`train_all`] several from one pass over rows.
+//! - [`Sites`]: what a dictionary is judged on, by [`evaluate_reconstruction`] and [`cross_entropy_scores`].
 //! - [`codes_file`]: activations and codes as safetensors files.
 //! - [`formats`]: the files of other programs; [`saelens`] is also pullback's own layout on disk.
 //! - [`metrics`]: explained variance, L0, density; [`cross_entropy_score`] with the model.
@@ -15,6 +17,7 @@ mod dictionary;
 mod error;
 mod features;
 pub mod formats;
+mod judge;
 mod kinds;
 mod learn;
 pub mod metrics;
@@ -32,12 +35,13 @@ pub use features::{
     SurveyedFeature, SurveyedFeatures, TokenWeights,
 };
 pub use formats::saelens;
+pub use judge::{Judged, Sites, evaluate_reconstruction};
 pub use kinds::{JumpReluSparsity, KindConfig};
 pub use learn::AuxLoss;
 pub use pullback_kernels::sparse::SparseCodes;
 pub use sae::{Normalization, Sae, SaeParts, Selection};
-pub use splice::{CrossEntropy, Splice, cross_entropy_score};
+pub use splice::{CrossEntropy, Splice, cross_entropy_score, cross_entropy_scores};
 pub use train::{
-    CurvePoint, SAE_KIND, SaeResult, Schedule, TrainConfig, Trained, Training,
-    evaluate_reconstruction, load, load_training, train, train_watched,
+    CurvePoint, DecoderNorm, InputNorm, Job, SAE_KIND, SaeResult, Schedule, SiteResult,
+    TrainConfig, Trained, Training, Wiring, load, load_training, train, train_all,
 };

@@ -56,6 +56,26 @@ pub enum Normalization {
     Layer,
 }
 
+impl Normalization {
+    /// What is taken from an activation, and what it is multiplied with then.
+    pub(crate) fn of_row(self, x: &[f32]) -> (f32, f32) {
+        let d = x.len() as f64;
+        let square = |shift: f64| {
+            let squares = x.iter().map(|&x| (f64::from(x) - shift).powi(2));
+            squares.sum::<f64>()
+        };
+        match self {
+            Self::None => (0.0, 1.0),
+            Self::ConstantNorm => (0.0, (d / square(0.0)).sqrt() as f32),
+            Self::Layer => {
+                let mean = x.iter().map(|&x| f64::from(x)).sum::<f64>() / d;
+                let deviation = (square(mean) / (d - 1.0)).sqrt();
+                (mean as f32, (deviation + LAYER_EPS).recip() as f32)
+            }
+        }
+    }
+}
+
 /// The parts of a dictionary.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SaeParts {
@@ -210,7 +230,7 @@ impl Sae {
     fn prepared(&self, x: &[f32]) -> Vec<f32> {
         let mut out = x.to_vec();
         for row in out.chunks_exact_mut(self.d()) {
-            let (shift, factor) = self.normalizer(row);
+            let (shift, factor) = self.parts.normalization.of_row(row);
             for (x, &b) in row.iter_mut().zip(&self.parts.input_bias) {
                 // `x − b` exactly where nothing is normalised.
                 *x = if self.parts.normalization == Normalization::None {
@@ -221,24 +241,6 @@ impl Sae {
             }
         }
         out
-    }
-
-    /// What is taken from an activation, and what it is multiplied with then.
-    fn normalizer(&self, x: &[f32]) -> (f32, f32) {
-        let d = x.len() as f64;
-        let square = |shift: f64| {
-            let squares = x.iter().map(|&x| (f64::from(x) - shift).powi(2));
-            squares.sum::<f64>()
-        };
-        match self.parts.normalization {
-            Normalization::None => (0.0, 1.0),
-            Normalization::ConstantNorm => (0.0, (d / square(0.0)).sqrt() as f32),
-            Normalization::Layer => {
-                let mean = x.iter().map(|&x| f64::from(x)).sum::<f64>() / d;
-                let deviation = (square(mean) / (d - 1.0)).sqrt();
-                (mean as f32, (deviation + LAYER_EPS).recip() as f32)
-            }
-        }
     }
 }
 
@@ -303,7 +305,7 @@ impl Dictionary for Sae {
         }
         if self.parts.normalization != Normalization::None {
             for (x, out) in x.chunks_exact(d).zip(out.chunks_exact_mut(d)) {
-                let (shift, factor) = self.normalizer(x);
+                let (shift, factor) = self.parts.normalization.of_row(x);
                 // SAELens multiplies by the deviation itself, without what was added to it.
                 let back = match self.parts.normalization {
                     Normalization::Layer => factor.recip() - LAYER_EPS as f32,

@@ -5,11 +5,12 @@ use std::sync::Arc;
 use burn::tensor::{Tensor, TensorData};
 use pullback_activations::ActivationStore;
 use pullback_artifact::Control;
-use pullback_model::{Edit, Input, Intervention, Model, Place, Rows, RunOptions, Site, Zero};
+use pullback_model::{Edit, Input, Intervention, Model, Place, Rows, RunOptions, Zero};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use crate::{Dictionary, SaeError};
+use crate::judge::{columns, side_by_side};
+use crate::{Dictionary, SaeError, Sites};
 
 /// Replaces activations by their reconstruction, from `first_position` on. Gradients do not flow through
 /// the dictionary.
@@ -59,26 +60,67 @@ pub struct CrossEntropy {
     pub kl_score: f64,
 }
 
+impl CrossEntropy {
+    /// Of the means.
+    fn of([ce_clean, ce_spliced, ce_zero, kl_spliced, kl_zero]: [f64; 5]) -> Self {
+        Self {
+            ce_clean,
+            ce_spliced,
+            ce_zero,
+            ce_score: (ce_zero - ce_spliced) / (ce_zero - ce_clean),
+            kl_spliced,
+            kl_zero,
+            kl_score: (kl_zero - kl_spliced) / kl_zero,
+        }
+    }
+}
+
 /// Sequences run together.
 const BATCH: usize = 8;
 /// Rows whose logits stand in memory at a time, of all three runs.
 const ROWS: usize = 128;
 
-/// Measures how well the model runs on a dictionary's reconstructions, on held-out sequences of a store.
+/// Replaces activations by given ones `[rows, d]`, from `first_position` on.
+struct Given {
+    values: Vec<f32>,
+    first_position: usize,
+}
+
+impl Edit for Given {
+    fn apply(&self, x: Tensor<2>, rows: &Rows) -> Tensor<2> {
+        let [n, d] = x.dims();
+        let mut values: Vec<f32> = x.clone().into_data().iter::<f32>().collect();
+        for (row, position) in rows.positions().enumerate() {
+            if position >= self.first_position {
+                let span = row * d..(row + 1) * d;
+                values[span.clone()].copy_from_slice(&self.values[span]);
+            }
+        }
+        Tensor::from_data(TensorData::new(values, [n, d]), (&x.device(), x.dtype()))
+    }
+
+    fn describe(&self) -> String {
+        "a dictionary's reconstruction".to_owned()
+    }
+}
+
+/// Measures how well the model runs on a dictionary's reconstructions, on held-out sequences: for each site that is
+/// reconstructed, with the activations there replaced and all others as the model makes them. What is read are the stores'
+/// activations, those of the model as it is.
 ///
 /// The first position of each sequence keeps its activation in all three runs (it is an attention sink that
 /// no dictionary is trained on) and its prediction is not counted; all other predictions are.
 ///
 /// # Errors
-/// The store holds no held-out sequence; the model does not fit the store; the work was interrupted.
-pub fn cross_entropy_score(
+/// The stores hold no held-out sequence; the model does not fit them; the work was interrupted.
+pub fn cross_entropy_scores(
     model: &Model,
-    store: &ActivationStore,
-    dictionary: Arc<dyn Dictionary>,
+    sites: &Sites<'_>,
+    dictionary: &Arc<dyn Dictionary>,
     max_sequences: usize,
     control: &Control,
-) -> Result<CrossEntropy, SaeError> {
-    let site = store.info().site;
+) -> Result<Vec<CrossEntropy>, SaeError> {
+    let store = sites.first();
     let starts: Vec<usize> = store
         .sequence_starts(true)
         .into_iter()
@@ -90,80 +132,82 @@ pub fn cross_entropy_score(
             store.path().display()
         )));
     }
-    if dictionary.d() != store.info().d {
-        return Err(SaeError::Option(format!(
-            "the dictionary is of width {}, the store's activations of width {}",
-            dictionary.d(),
-            store.info().d
-        )));
-    }
-    let edits: [Option<Arc<dyn Edit>>; 3] = [
-        None,
-        Some(Arc::new(Splice {
-            dictionary,
-            first_position: 1,
-        })),
-        Some(Arc::new(Zero { first_position: 1 })),
-    ];
+    sites.check(&**dictionary)?;
     let context = store.info().context;
-    let stage = control.stage(
-        "cross-entropy",
-        (3 * starts.len() * context) as u64,
-        "tokens",
-    );
-    let mut totals = [0.0; 5];
+    let widths: Vec<usize> = sites.outputs.iter().map(|store| store.info().d).collect();
+    // The model as it is, and twice for each site.
+    let runs = (1 + 2 * widths.len()) * starts.len() * context;
+    let stage = control.stage("cross-entropy", runs as u64, "tokens");
+    let mut totals = vec![[0.0; 5]; widths.len()];
     let mut count = 0;
     for starts in starts.chunks(BATCH) {
-        let ids: Vec<u32> = starts
+        let rows: Vec<u32> = starts
             .iter()
-            .flat_map(|&start| (start..start + context).map(|row| store.token(row)))
+            .flat_map(|&start| (start..start + context).map(|row| row as u32))
             .collect();
-        let mut streams = Vec::with_capacity(edits.len());
-        for edit in &edits {
+        let ids: Vec<u32> = rows.iter().map(|&row| store.token(row as usize)).collect();
+        let x = side_by_side(&sites.inputs, &rows);
+        let made = dictionary.reconstruct(&x, &dictionary.encode(&x));
+        let run = |at: &ActivationStore, edit: Option<Arc<dyn Edit>>| {
             control.check()?;
-            streams.push(final_stream(
-                model,
-                store,
-                site,
-                starts,
-                &ids,
-                edit.clone(),
-            )?);
-            stage.advance((starts.len() * context) as u64);
-        }
+            let stream = final_stream(model, at, starts, &ids, edit)?;
+            stage.advance(ids.len() as u64);
+            Ok::<_, SaeError>(stream)
+        };
+        let clean = run(sites.outputs[0], None)?;
         // All positions but the first and the last of each sequence.
         let counted: Vec<usize> = (0..starts.len())
             .flat_map(|sequence| (1..context - 1).map(move |at| sequence * context + at))
             .collect();
-        for rows in counted.chunks(ROWS) {
-            control.check()?;
-            let targets: Vec<u32> = rows.iter().map(|&row| ids[row + 1]).collect();
-            let logits = streams.iter().map(|stream| {
-                let rows: Vec<i64> = rows.iter().map(|&row| row as i64).collect();
-                let rows = TensorData::new(rows, [targets.len()]);
-                let rows = Tensor::from_data(rows, &stream.device());
-                let logits = model.logits(stream.clone().select(0, rows));
-                logits.into_data().iter::<f32>().collect::<Vec<f32>>()
-            });
-            let logits: Vec<Vec<f32>> = logits.collect();
-            for (total, sum) in totals.iter_mut().zip(compare(&logits, &targets)) {
-                *total += sum;
+        for (site, (&at, total)) in sites.outputs.iter().zip(&mut totals).enumerate() {
+            let given = Given {
+                values: columns(&made, &widths, site),
+                first_position: 1,
+            };
+            let streams = [
+                clean.clone(),
+                run(at, Some(Arc::new(given)))?,
+                run(at, Some(Arc::new(Zero { first_position: 1 })))?,
+            ];
+            for rows in counted.chunks(ROWS) {
+                control.check()?;
+                let targets: Vec<u32> = rows.iter().map(|&row| ids[row + 1]).collect();
+                let logits = streams.iter().map(|stream| {
+                    let rows: Vec<i64> = rows.iter().map(|&row| row as i64).collect();
+                    let rows = TensorData::new(rows, [targets.len()]);
+                    let rows = Tensor::from_data(rows, &stream.device());
+                    let logits = model.logits(stream.clone().select(0, rows));
+                    logits.into_data().iter::<f32>().collect::<Vec<f32>>()
+                });
+                let logits: Vec<Vec<f32>> = logits.collect();
+                for (total, sum) in total.iter_mut().zip(compare(&logits, &targets)) {
+                    *total += sum;
+                }
             }
         }
         count += counted.len();
     }
     stage.finish();
-    let [ce_clean, ce_spliced, ce_zero, kl_spliced, kl_zero] =
-        totals.map(|total| total / count as f64);
-    Ok(CrossEntropy {
-        ce_clean,
-        ce_spliced,
-        ce_zero,
-        ce_score: (ce_zero - ce_spliced) / (ce_zero - ce_clean),
-        kl_spliced,
-        kl_zero,
-        kl_score: (kl_zero - kl_spliced) / kl_zero,
-    })
+    Ok(totals
+        .into_iter()
+        .map(|total| CrossEntropy::of(total.map(|total| total / count as f64)))
+        .collect())
+}
+
+/// [`cross_entropy_scores`] of an autoencoder.
+///
+/// # Errors
+/// As there.
+pub fn cross_entropy_score(
+    model: &Model,
+    store: &ActivationStore,
+    dictionary: Arc<dyn Dictionary>,
+    max_sequences: usize,
+    control: &Control,
+) -> Result<CrossEntropy, SaeError> {
+    let sites = Sites::of(store);
+    let mut scores = cross_entropy_scores(model, &sites, &dictionary, max_sequences, control)?;
+    Ok(scores.remove(0))
 }
 
 /// Sums over rows: the cross-entropies of the three predictions, and the divergences of the other two from the first.
@@ -213,12 +257,12 @@ fn compare(logits: &[Vec<f32>], targets: &[u32]) -> [f64; 5] {
 fn final_stream(
     model: &Model,
     store: &ActivationStore,
-    site: Site,
     starts: &[usize],
     ids: &[u32],
     edit: Option<Arc<dyn Edit>>,
 ) -> Result<Tensor<2>, SaeError> {
     let (batch, time) = (starts.len(), store.info().context);
+    let site = store.info().site;
     // What the layers below made stands in the store.
     if let (Place::ResidPost, Some(layer)) = (site.place(), site.layer()) {
         let mut values = Vec::with_capacity(ids.len() * store.info().d);

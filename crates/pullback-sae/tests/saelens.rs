@@ -24,6 +24,7 @@ fn metadata() -> SaeLensMetadata {
     SaeLensMetadata {
         model_name: Some("tiny".to_owned()),
         hook_name: "blocks.1.hook_resid_post".to_owned(),
+        hook_name_out: None,
         context_size: 16,
         prepend_bos: true,
     }

@@ -9,6 +9,7 @@ mod common;
 
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 
 use bytemuck::cast_slice;
 use common::base::{
@@ -20,8 +21,8 @@ use pullback_artifact::{Control, Manifest, PartialDir, read_json, write_json};
 use pullback_model::Site;
 use pullback_sae::metrics::{DensityHistogram, ReconstructionMetrics};
 use pullback_sae::{
-    CrossEntropy, Dictionary, KindConfig, SAE_KIND, Sae, SaeError, SaeResult, TrainConfig,
-    evaluate_reconstruction, load, load_training, train,
+    CrossEntropy, Dictionary, Judged, KindConfig, SAE_KIND, Sae, SaeError, SaeResult, Sites,
+    TrainConfig, evaluate_reconstruction, load, load_training, train,
 };
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -30,6 +31,11 @@ use safetensors::tensor::TensorView;
 
 fn trained(store: &ActivationStore, config: &TrainConfig, out: &Path) -> Sae {
     train(store, config, out, &Control::hidden()).unwrap().sae
+}
+
+fn judged(sae: &Sae, store: &ActivationStore, rows: &[u32]) -> Judged {
+    let sae: Arc<dyn Dictionary> = Arc::new(sae.clone());
+    evaluate_reconstruction(&sae, &Sites::of(store), rows, &Control::hidden()).unwrap()
 }
 
 /// A store of activations from elsewhere, each its own sequence of `context` rows, every tenth row held out.
@@ -117,8 +123,7 @@ fn features_that_made_the_data_are_found() {
     };
     let out = train(&store, &config, &dir.path().join("sae"), &Control::hidden()).unwrap();
     let held_out = store.normal_rows(true);
-    let (metrics, _) =
-        evaluate_reconstruction(&out.sae, &store, &held_out, &Control::hidden()).unwrap();
+    let metrics = judged(&out.sae, &store, &held_out).metrics;
     assert!(metrics.explained_variance > 0.9, "{metrics:?}");
     let curve = &out.training.curve;
     let (first, last) = (curve.first().unwrap(), curve.last().unwrap());
@@ -179,8 +184,8 @@ fn an_artifact_says_what_it_is_and_decoder_rows_have_length_one() {
 
     let training = load_training(&out).unwrap();
     assert_eq!(training, trained.training);
-    // 600 rows make 18 batches of 32 in each of 4 passes.
-    assert_eq!(training.tokens, 72 * 32);
+    // Four passes over 600 rows are 75 batches of 32; one may hold rows of two passes.
+    assert_eq!(training.tokens, 75 * 32);
     assert_eq!(training.curve.len(), 40);
     assert_eq!(training.curve.last().unwrap().tokens, training.tokens);
     let (first, last) = (training.curve[0], training.curve[39]);
@@ -194,8 +199,9 @@ fn an_artifact_says_what_it_is_and_decoder_rows_have_length_one() {
     );
     // The last point of the curve is on all held-out rows here, in other units.
     let rows = setting.store.normal_rows(true);
-    let (metrics, densities) =
-        evaluate_reconstruction(&loaded, &setting.store, &rows, &Control::hidden()).unwrap();
+    let Judged {
+        metrics, densities, ..
+    } = judged(&loaded, &setting.store, &rows);
     assert!((metrics.explained_variance - last.explained_variance.unwrap()).abs() < 1e-4);
     assert!(metrics.l0 <= 4.0);
 
@@ -441,6 +447,7 @@ fn figures_keep_their_names_and_survive_a_file() {
         },
         density_histogram: DensityHistogram::of(&[0.0, 0.1, 0.3]),
         cross_entropy: None,
+        sites: Vec::new(),
         train_tokens: 100,
         train_tokens_per_second: 1.0 / 3.0,
     };

@@ -35,6 +35,8 @@ pub struct SaeLensMetadata {
     pub model_name: Option<String>,
     /// The site.
     pub hook_name: String,
+    /// The site that is reconstructed, of a transcoder.
+    pub hook_name_out: Option<String>,
     /// Tokens in a sequence.
     pub context_size: usize,
     /// Whether each sequence starts with the beginning-of-text token.
@@ -49,6 +51,7 @@ pub fn save(sae: &Sae, metadata: &SaeLensMetadata, dir: &Path) -> Result<(), Sae
     let origin = Origin {
         model: metadata.model_name.clone(),
         hook: Some(metadata.hook_name.clone()),
+        hook_out: metadata.hook_name_out.clone(),
         context: Some(metadata.context_size),
         prepend_bos: Some(metadata.prepend_bos),
         ..Origin::default()

@@ -8,7 +8,7 @@ use pullback_kernels::sparse::{SparseCodes, encode_where};
 use super::Kind;
 use super::top_k::reconstruct;
 use crate::Selection;
-use crate::learn::{Aux, Batch, Parameters, Step, centred};
+use crate::learn::{Aux, Batch, Parameters, Rows, Step, centred};
 
 /// What the threshold moves towards that of a batch (`SAELens`'s rate).
 const RATE: f64 = 0.01;
@@ -135,10 +135,15 @@ impl BatchTopK {
 }
 
 impl<T: Real> Kind<T> for BatchTopK {
-    fn batch(&mut self, parameters: &Parameters<T>, x: &[T], step: &Step<'_>) -> Batch<T> {
-        let centred = centred(parameters, x);
+    fn batch(
+        &mut self,
+        parameters: &Parameters<T>,
+        rows: &Rows<'_, T>,
+        step: &Step<'_>,
+    ) -> Batch<T> {
+        let centred = centred(parameters, rows.x);
         let codes = self.budget.select(parameters, &centred);
-        reconstruct(parameters, (x, centred), codes, (self.aux, None), step)
+        reconstruct(parameters, (rows, centred), codes, (self.aux, None), step)
     }
 
     fn memory(&self) -> Vec<f64> {

@@ -7,7 +7,7 @@ use pullback_kernels::Real;
 
 use super::{Kind, numbers};
 use crate::Selection;
-use crate::learn::{Batch, Elementwise, Gradient, Parameters, Step, elementwise_batch};
+use crate::learn::{Batch, Elementwise, Gradient, Parameters, Rows, Step, elementwise_batch};
 
 pub(crate) struct Gated {
     weight: f64,
@@ -80,15 +80,20 @@ impl<T: Real> Kind<T> for Gated {
         vec![vec![T::zero(); features]; 2]
     }
 
-    fn batch(&mut self, parameters: &Parameters<T>, x: &[T], step: &Step<'_>) -> Batch<T> {
-        let n = (x.len() / parameters.d) as f64;
+    fn batch(
+        &mut self,
+        parameters: &Parameters<T>,
+        rows: &Rows<'_, T>,
+        step: &Step<'_>,
+    ) -> Batch<T> {
+        let n = (rows.x.len() / parameters.d) as f64;
         let rule = Rule {
             weight: T::of(self.weight * step.sparsity / (n * step.variance)),
             gate_bias: &parameters.encoder_bias,
             scales: parameters.extras[0].iter().map(|r| r.exp()).collect(),
             biases: &parameters.extras[1],
         };
-        elementwise_batch(parameters, x, step, rule, &mut self.share)
+        elementwise_batch(parameters, rows, step, rule, &mut self.share)
     }
 
     fn memory(&self) -> Vec<f64> {

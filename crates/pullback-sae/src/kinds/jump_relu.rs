@@ -7,7 +7,9 @@ use pullback_kernels::{Matrix, Real, Threads, product};
 
 use super::{JumpReluSparsity, Kind, numbers};
 use crate::Selection;
-use crate::learn::{Batch, Elementwise, Gradient, Parameters, Step, centred, elementwise_batch};
+use crate::learn::{
+    Batch, Elementwise, Gradient, Parameters, Rows, Step, centred, elementwise_batch,
+};
 
 pub(crate) struct JumpRelu {
     sparsity: JumpReluSparsity,
@@ -165,8 +167,13 @@ impl<T: Real> Kind<T> for JumpRelu {
         parameters.extras[0].fill(bound);
     }
 
-    fn batch(&mut self, parameters: &Parameters<T>, x: &[T], step: &Step<'_>) -> Batch<T> {
-        let n = (x.len() / parameters.d) as f64;
+    fn batch(
+        &mut self,
+        parameters: &Parameters<T>,
+        rows: &Rows<'_, T>,
+        step: &Step<'_>,
+    ) -> Batch<T> {
+        let n = (rows.x.len() / parameters.d) as f64;
         let unit = 1.0 / (n * step.variance);
         let (weight, tanh_scale) = match self.sparsity {
             JumpReluSparsity::Step { weight } | JumpReluSparsity::Quadratic { weight, .. } => {
@@ -189,7 +196,7 @@ impl<T: Real> Kind<T> for JumpRelu {
             revive: T::of(self.revive * unit),
             quadratic: (0.0, T::zero()),
         };
-        elementwise_batch(parameters, x, step, rule, &mut self.share)
+        elementwise_batch(parameters, rows, step, rule, &mut self.share)
     }
 
     fn settle(&self, parameters: &mut Parameters<T>) {

@@ -7,7 +7,7 @@ use super::Kind;
 use super::batch_top_k::Budget;
 use crate::Selection;
 use crate::learn::{
-    Aux, Batch, Parameters, Part, Step, add_row_sums, auxiliary, centred, differences, scale,
+    Aux, Batch, Parameters, Part, Rows, Step, add_row_sums, auxiliary, centred, differences, scale,
 };
 
 pub(crate) struct Matryoshka {
@@ -43,10 +43,15 @@ impl Matryoshka {
 
 impl<T: Real> Kind<T> for Matryoshka {
     /// The reconstruction loss is the sum over the levels, as in `SAELens`.
-    fn batch(&mut self, parameters: &Parameters<T>, x: &[T], step: &Step<'_>) -> Batch<T> {
-        let d = parameters.d;
-        let n = (x.len() / d) as f64;
-        let centred = centred(parameters, x);
+    fn batch(
+        &mut self,
+        parameters: &Parameters<T>,
+        rows: &Rows<'_, T>,
+        step: &Step<'_>,
+    ) -> Batch<T> {
+        let d = parameters.d_out;
+        let n = (rows.target.len() / d) as f64;
+        let centred = centred(parameters, rows.x);
         let codes = self.budget.select(parameters, &centred);
         let levels = self.by_level(&codes);
         // Of each level x̂ − x: what it adds goes on top of the level before.
@@ -71,14 +76,14 @@ impl<T: Real> Kind<T> for Matryoshka {
                 });
                 squares.sum::<f64>()
             } else {
-                differences(&mut slope, x, d)
+                differences(&mut slope, rows.target, d)
             };
             slopes.push(slope);
         }
         let mut bias_slope = vec![0.0; d];
         let whole = slopes.last();
         let auxiliary = self.aux.zip(whole).and_then(|(aux, whole)| {
-            let error = (x, &centred[..], &whole[..]);
+            let error = (rows, &centred[..], &whole[..]);
             auxiliary(parameters, error, aux, step, None, &mut bias_slope)
         });
         let unit = 1.0 / (n * step.variance);
@@ -101,7 +106,11 @@ impl<T: Real> Kind<T> for Matryoshka {
             &codes,
             parameters.features(),
             (squares, unit),
-            (centred, bias_slope),
+            (
+                centred,
+                bias_slope,
+                wider.filter(|_| parameters.skip.is_some()),
+            ),
             parts,
             auxiliary,
         )

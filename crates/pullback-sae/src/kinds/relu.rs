@@ -4,7 +4,7 @@ use pullback_kernels::Real;
 
 use super::Kind;
 use crate::Selection;
-use crate::learn::{Batch, Elementwise, Gradient, Parameters, Step, elementwise_batch};
+use crate::learn::{Batch, Elementwise, Gradient, Parameters, Rows, Step, elementwise_batch};
 
 pub(crate) struct Relu {
     weight: f64,
@@ -50,12 +50,17 @@ impl<T: Real> Elementwise<T> for Rule<T> {
 }
 
 impl<T: Real> Kind<T> for Relu {
-    fn batch(&mut self, parameters: &Parameters<T>, x: &[T], step: &Step<'_>) -> Batch<T> {
-        let n = (x.len() / parameters.d) as f64;
+    fn batch(
+        &mut self,
+        parameters: &Parameters<T>,
+        rows: &Rows<'_, T>,
+        step: &Step<'_>,
+    ) -> Batch<T> {
+        let n = (rows.x.len() / parameters.d) as f64;
         let rule = Rule {
             weight: T::of(self.weight * step.sparsity / (n * step.variance)),
         };
-        elementwise_batch(parameters, x, step, rule, &mut self.share)
+        elementwise_batch(parameters, rows, step, rule, &mut self.share)
     }
 
     fn memory(&self) -> Vec<f64> {

@@ -4,7 +4,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::{JumpReluSparsity, Kind, KindConfig};
-use crate::learn::{Adam, Aux, Batch, Moments, Parameters, Step, Sums, update};
+use crate::learn::{Adam, Aux, Batch, Moments, Parameters, Rows, Step, Sums, update};
 use crate::{AuxLoss, Selection};
 
 const M: usize = 24;
@@ -34,10 +34,14 @@ fn example(kind: &dyn Kind<f64>) -> (Parameters<f64>, Vec<f64>) {
         |count: usize| -> Vec<f64> { (0..count).map(|_| rng.random_range(-1.0..1.0)).collect() };
     let mut parameters = Parameters {
         d: D,
+        d_out: D,
+        tied: true,
         encoder: random(M * D),
         encoder_bias: random(M),
         decoder: random(M * D),
         decoder_bias: random(D),
+        skip: None,
+        lengths: None,
         extras: kind.extras(M),
     };
     for extra in &mut parameters.extras {
@@ -226,12 +230,12 @@ fn top_k_with_every_auxiliary_loss() {
             pre.iter().map(|pre| keep(pre, &all(), 4, false)).collect()
         };
         let at = codes(&parameters);
-        let batch = kind.batch(&parameters, &x, &step(&DEAD));
+        let batch = kind.batch(&parameters, &Rows::same(&x), &step(&DEAD));
         assert!(batch.auxiliary > 0.0);
         agrees(&batch, &parameters, true, &|p| {
             errors(p, &x, &codes(p), M) * UNIT + auxiliary(p, &parameters, &x, &at, loss)
         });
-        let batch = kind.batch(&parameters, &x, &step(&[]));
+        let batch = kind.batch(&parameters, &Rows::same(&x), &step(&[]));
         agrees(&batch, &parameters, true, &|p| {
             errors(p, &x, &codes(p), M) * UNIT
         });
@@ -251,7 +255,7 @@ fn batch_top_k_and_its_threshold() {
     let smallest = smallest.copied().fold(f64::INFINITY, f64::min);
     // The first batch looks at everything, the later ones where the last smallest code was.
     for _ in 0..3 {
-        let batch = kind.batch(&parameters, &x, &step(&DEAD));
+        let batch = kind.batch(&parameters, &Rows::same(&x), &step(&DEAD));
         assert_eq!(batch.active, 4 * N);
         agrees(&batch, &parameters, true, &|p| {
             errors(p, &x, &codes(p), M) * UNIT + auxiliary(p, &parameters, &x, &at, AuxLoss::Openai)
@@ -263,13 +267,16 @@ fn batch_top_k_and_its_threshold() {
     assert!((f64::from(thresholds[3]) - smallest / 2.0).abs() < 1e-7);
     // It moves a hundredth of the way.
     kind.remember(&[3.0, 0.0]);
-    kind.batch(&parameters, &x, &step(&[]));
+    kind.batch(&parameters, &Rows::same(&x), &step(&[]));
     let expected = 3.0 + 0.01 * (smallest - 3.0);
     let found = kind.memory();
     assert!((found[0] - expected).abs() < 1e-12 && found[1] == smallest);
     // A guess that is too high finds too few codes, and everything is looked at again.
     kind.remember(&[0.0, 1e6]);
-    assert_eq!(kind.batch(&parameters, &x, &step(&[])).active, 4 * N);
+    assert_eq!(
+        kind.batch(&parameters, &Rows::same(&x), &step(&[])).active,
+        4 * N
+    );
 }
 
 #[test]
@@ -278,7 +285,7 @@ fn equal_codes_of_a_batch_are_taken_in_order() {
     let (mut parameters, _) = example(&*kind);
     parameters.encoder.fill(0.0);
     parameters.encoder_bias.fill(1.0);
-    let batch = kind.batch(&parameters, &vec![0.5; N * D], &step(&[]));
+    let batch = kind.batch(&parameters, &Rows::same(&[0.5; N * D]), &step(&[]));
     assert_eq!(batch.active, 2 * N);
     // Twenty places: the first 20 features of the first token.
     assert!((0..M).all(|i| batch.fired[i] == (i < 20)));
@@ -295,7 +302,7 @@ fn matryoshka_levels() {
     let (parameters, x) = example(&*kind);
     let codes = |p: &Parameters<f64>| keep_of_batch(&pre(p, &x), 4);
     let at = codes(&parameters);
-    let batch = kind.batch(&parameters, &x, &step(&DEAD));
+    let batch = kind.batch(&parameters, &Rows::same(&x), &step(&DEAD));
     agrees(&batch, &parameters, true, &|p| {
         let z = codes(p);
         let levels: f64 = widths.iter().map(|&width| errors(p, &x, &z, width)).sum();
@@ -313,7 +320,7 @@ fn both_ways(
         let mut kind = build(config, AuxLoss::Openai);
         let (parameters, x) = example(&*kind);
         kind.remember(&[share]);
-        let batch = kind.batch(&parameters, &x, &step(dead));
+        let batch = kind.batch(&parameters, &Rows::same(&x), &step(dead));
         assert_eq!(batch.dense.is_some(), share > 0.5);
         check(&batch, &parameters, &x);
     }
@@ -488,7 +495,10 @@ fn thresholds_start_where_as_many_features_are_active_as_asked_for() {
     kind.prepare(&mut parameters, &x);
     let threshold = parameters.extras[0][0];
     assert!(threshold > 0.0 && parameters.extras[0].iter().all(|&t| t == threshold));
-    assert_eq!(kind.batch(&parameters, &x, &step(&[])).active, 3 * N);
+    assert_eq!(
+        kind.batch(&parameters, &Rows::same(&x), &step(&[])).active,
+        3 * N
+    );
 }
 
 #[test]
@@ -501,7 +511,7 @@ fn an_update_is_one_step_of_adam_with_unit_decoder_rows() {
             *x /= length;
         }
     }
-    let batch = kind.batch(&parameters, &x, &step(&[]));
+    let batch = kind.batch(&parameters, &Rows::same(&x), &step(&[]));
     let before = parameters.clone();
     let mut moments = Moments::zero(&parameters);
     let adam = Adam::at(1, 0.01, (0.9, 0.999));
@@ -522,7 +532,7 @@ fn an_update_is_one_step_of_adam_with_unit_decoder_rows() {
             assert!((moved - expected).abs() < 1e-6, "{moved} {expected}");
         }
     }
-    let after = kind.batch(&parameters, &x, &step(&[]));
+    let after = kind.batch(&parameters, &Rows::same(&x), &step(&[]));
     assert!(after.loss() < batch.loss());
 }
 
@@ -536,7 +546,7 @@ fn a_long_gradient_is_clipped() {
             *x /= length;
         }
     }
-    let batch = kind.batch(&parameters, &x, &step(&[]));
+    let batch = kind.batch(&parameters, &Rows::same(&x), &step(&[]));
     let sums = Sums::of(&parameters, &batch);
     let (mut decoder, mut encoder) = (vec![0.0; D], vec![0.0; D]);
     let numbers = sums.extras.iter().flatten();

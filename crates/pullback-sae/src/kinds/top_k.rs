@@ -5,7 +5,7 @@ use pullback_kernels::sparse::{Candidates, SparseCodes, decode, dots_with_rows, 
 
 use super::Kind;
 use crate::learn::{
-    Aux, Batch, Parameters, Part, Step, add_row_sums, auxiliary, centred, differences, scale,
+    Aux, Batch, Parameters, Part, Rows, Step, add_row_sums, auxiliary, centred, differences, scale,
 };
 use crate::{AuxLoss, Selection};
 
@@ -15,8 +15,13 @@ pub(crate) struct TopK {
 }
 
 impl<T: Real> Kind<T> for TopK {
-    fn batch(&mut self, parameters: &Parameters<T>, x: &[T], step: &Step<'_>) -> Batch<T> {
-        let centred = centred(parameters, x);
+    fn batch(
+        &mut self,
+        parameters: &Parameters<T>,
+        rows: &Rows<'_, T>,
+        step: &Step<'_>,
+    ) -> Batch<T> {
+        let centred = centred(parameters, rows.x);
         // Candidates are chosen above zero, as all variants but SAELens's do.
         let candidates = self
             .aux
@@ -34,7 +39,7 @@ impl<T: Real> Kind<T> for TopK {
         );
         reconstruct(
             parameters,
-            (x, centred),
+            (rows, centred),
             encoded.codes,
             (self.aux, encoded.among),
             step,
@@ -49,21 +54,21 @@ impl<T: Real> Kind<T> for TopK {
 /// The batch whose codes are given, reconstructed once, with the auxiliary loss.
 pub(super) fn reconstruct<T: Real>(
     parameters: &Parameters<T>,
-    (x, centred): (&[T], Vec<T>),
+    (rows, centred): (&Rows<'_, T>, Vec<T>),
     codes: SparseCodes<T>,
     (aux, dead_codes): (Option<Aux>, Option<SparseCodes<T>>),
     step: &Step<'_>,
 ) -> Batch<T> {
-    let d = parameters.d;
-    let n = (x.len() / d) as f64;
+    let d = parameters.d_out;
+    let n = codes.tokens() as f64;
     let mut slope = decode(&codes, &parameters.decoder, &parameters.decoder_bias);
     // From here on `slope` is x̂ − x, then its multiple.
-    let squares = differences(&mut slope, x, d);
+    let squares = differences(&mut slope, rows.target, d);
     let mut bias_slope = vec![0.0; d];
     let auxiliary = aux.and_then(|aux| {
         auxiliary(
             parameters,
-            (x, &centred, &slope),
+            (rows, &centred, &slope),
             aux,
             step,
             dead_codes,
@@ -75,12 +80,13 @@ pub(super) fn reconstruct<T: Real>(
     add_row_sums(&mut bias_slope, &slope);
     let slopes = dots_with_rows(&codes, &parameters.decoder, &slope);
     let features = parameters.features();
+    let whole = parameters.skip.is_some().then(|| slope.clone());
     let parts = vec![Part::new(&codes, slope, slopes, features)];
     Batch::of_codes(
         &codes,
         features,
         (squares, unit),
-        (centred, bias_slope),
+        (centred, bias_slope, whole),
         parts,
         auxiliary,
     )

@@ -10,6 +10,34 @@ use rayon::prelude::*;
 use super::Parameters;
 use super::dead::Auxiliary;
 
+/// The rows of a batch.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rows<'a, T> {
+    /// What is encoded `[n, d]`.
+    pub(crate) x: &'a [T],
+    /// What the features are to reconstruct `[n, d_out]`.
+    pub(crate) target: &'a [T],
+    /// The same with what the skip matrix already makes of it.
+    pub(crate) whole: &'a [T],
+}
+
+impl<'a, T> Rows<'a, T> {
+    /// Of an autoencoder, which reconstructs what it encodes.
+    #[cfg(test)]
+    pub(crate) fn same(x: &'a [T]) -> Self {
+        Self::pairs(x, x)
+    }
+
+    /// Of what is encoded and what is to be reconstructed.
+    pub(crate) fn pairs(x: &'a [T], target: &'a [T]) -> Self {
+        Self {
+            x,
+            target,
+            whole: target,
+        }
+    }
+}
+
 /// One sum of codes × decoder rows in the losses, as far as the gradients need it: an entry for each code.
 pub(crate) struct Part<T> {
     by_feature: ByFeature,
@@ -83,8 +111,12 @@ pub(crate) struct Batch<T> {
     pub(crate) centred: Vec<T>,
     pub(crate) parts: Vec<Part<T>>,
     pub(crate) dense: Option<Dense<T>>,
-    /// Gradient of the decoder bias by the reconstructions alone, `[d]`.
+    /// Gradient of the decoder bias by the reconstructions alone, `[d_out]`.
     pub(crate) bias_slope: Vec<f64>,
+    /// Gradient in the whole reconstruction `[n, d_out]`, where there is a skip matrix.
+    pub(crate) slope: Option<Vec<T>>,
+    /// Gradient of the skip matrix.
+    pub(crate) skip: Option<Vec<T>>,
 }
 
 impl<T: Real> Batch<T> {
@@ -93,7 +125,7 @@ impl<T: Real> Batch<T> {
         codes: &SparseCodes<T>,
         features: usize,
         (squares, unit): (f64, f64),
-        (centred, bias_slope): (Vec<T>, Vec<f64>),
+        (centred, bias_slope, slope): (Vec<T>, Vec<f64>, Option<Vec<T>>),
         mut parts: Vec<Part<T>>,
         auxiliary: Option<Auxiliary<T>>,
     ) -> Self {
@@ -116,6 +148,8 @@ impl<T: Real> Batch<T> {
             parts,
             dense: None,
             bias_slope,
+            slope,
+            skip: None,
         }
     }
 
@@ -127,9 +161,9 @@ impl<T: Real> Batch<T> {
     /// Gradients of one feature's decoder row and encoder row.
     #[inline(always)]
     pub(crate) fn rows(&self, feature: usize, decoder: &mut [T], encoder: &mut [T]) {
-        let d = decoder.len();
+        let (d, d_out) = (encoder.len(), decoder.len());
         if let Some(dense) = &self.dense {
-            decoder.copy_from_slice(&dense.decoder[feature * d..(feature + 1) * d]);
+            decoder.copy_from_slice(&dense.decoder[feature * d_out..(feature + 1) * d_out]);
             encoder.copy_from_slice(&dense.encoder[feature * d..(feature + 1) * d]);
         } else {
             decoder.fill(T::zero());
@@ -138,10 +172,12 @@ impl<T: Real> Batch<T> {
         for part in &self.parts {
             let (tokens, entries) = part.by_feature.feature(feature);
             for (&token, &entry) in tokens.iter().zip(entries) {
-                let span = token as usize * d..(token as usize + 1) * d;
+                let token = token as usize;
                 if let Some((codes, slope)) = &part.decoder {
-                    add_scaled(decoder, codes[entry as usize], &slope[span.clone()]);
+                    let span = token * d_out..(token + 1) * d_out;
+                    add_scaled(decoder, codes[entry as usize], &slope[span]);
                 }
+                let span = token * d..(token + 1) * d;
                 add_scaled(encoder, part.encoder[entry as usize], &self.centred[span]);
             }
         }
@@ -180,9 +216,12 @@ impl<T: Real> Batch<T> {
     }
 }
 
-/// `x − b_dec`, row by row.
+/// What is multiplied by the encoder: `x − b_dec` row by row, or `x` where the decoder bias is not taken from it.
 pub(crate) fn centred<T: Real>(parameters: &Parameters<T>, x: &[T]) -> Vec<T> {
     let mut centred = x.to_vec();
+    if !parameters.tied {
+        return centred;
+    }
     centred
         .par_chunks_mut(256 * parameters.d)
         .for_each(|centred| {

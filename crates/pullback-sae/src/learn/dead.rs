@@ -6,7 +6,7 @@ use pullback_kernels::sparse::{SparseCodes, decode, dots_with_rows, encode_top_k
 use pullback_kernels::{Matrix, Real, Threads, product};
 use serde::{Deserialize, Serialize};
 
-use super::{Parameters, Part, Step, add_row_sums, differences, scale};
+use super::{Parameters, Part, Rows, Step, add_row_sums, differences, scale};
 
 /// Which auxiliary loss; `e = x − x̂` is the error, not differentiated, and `ê` what the largest dead features make.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,7 +50,7 @@ pub(crate) struct Auxiliary<T> {
 /// The gradient of the decoder bias is added to `bias_slope`.
 pub(crate) fn auxiliary<T: Real>(
     parameters: &Parameters<T>,
-    (x, centred, residual): (&[T], &[T], &[T]),
+    (rows, centred, residual): (&Rows<'_, T>, &[T], &[T]),
     aux: Aux,
     step: &Step<'_>,
     positive: Option<SparseCodes<T>>,
@@ -59,8 +59,8 @@ pub(crate) fn auxiliary<T: Real>(
     if step.dead.is_empty() || aux.weight == 0.0 || aux.k == 0 {
         return None;
     }
-    let d = parameters.d;
-    let n = (x.len() / d) as f64;
+    let d = parameters.d_out;
+    let n = (residual.len() / d) as f64;
     let signed = aux.loss == AuxLoss::Saelens;
     let codes = match positive {
         Some(codes) if !signed => codes,
@@ -81,7 +81,7 @@ pub(crate) fn auxiliary<T: Real>(
         * match aux.loss {
             AuxLoss::Openai => spread(residual, d).max(f64::MIN_POSITIVE).recip(),
             AuxLoss::Saelens => share / (n * step.variance),
-            AuxLoss::Sparsify => share / spread(x, d).max(f64::MIN_POSITIVE),
+            AuxLoss::Sparsify => share / spread(rows.whole, d).max(f64::MIN_POSITIVE),
         };
     // `slope` is e − ê so far.
     scale(&mut slope, -2.0 * factor);

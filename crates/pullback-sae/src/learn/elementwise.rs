@@ -8,7 +8,7 @@ use pullback_kernels::{Matrix, MatrixMut, Real, Threads, matmul, product, vector
 use rayon::prelude::*;
 
 use super::batch::Dense;
-use super::{Batch, Parameters, Part, Step, add_row_sums, centred, differences, scale};
+use super::{Batch, Parameters, Part, Rows, Step, add_row_sums, centred, differences, scale};
 
 /// Share of entries above which dense products are faster.
 const DENSE: f64 = 0.04;
@@ -66,16 +66,16 @@ pub(crate) trait Elementwise<T>: Sync {
 /// date.
 pub(crate) fn elementwise_batch<T: Real, E: Elementwise<T>>(
     parameters: &Parameters<T>,
-    x: &[T],
+    rows: &Rows<'_, T>,
     step: &Step<'_>,
     kind: E,
     share: &mut f64,
 ) -> Batch<T> {
-    let entries = (x.len() / parameters.d * parameters.features()) as f64;
+    let entries = (rows.x.len() / parameters.d * parameters.features()) as f64;
     let (batch, mattered) = if *share > DENSE {
-        dense(parameters, x, step, kind)
+        dense(parameters, rows, step, kind)
     } else {
-        sparse(parameters, x, step, kind)
+        sparse(parameters, rows, step, kind)
     };
     *share = mattered as f64 / entries;
     batch
@@ -91,13 +91,13 @@ fn finish<T: Real>(reconstruction: &mut [T], x: &[T], d: usize, variance: f64) -
 
 fn sparse<T: Real, E: Elementwise<T>>(
     parameters: &Parameters<T>,
-    x: &[T],
+    rows: &Rows<'_, T>,
     step: &Step<'_>,
     mut kind: E,
 ) -> (Batch<T>, usize) {
-    let (d, m) = (parameters.d, parameters.features());
-    let n = x.len() / d;
-    let centred = centred(parameters, x);
+    let (d_out, m) = (parameters.d_out, parameters.features());
+    let n = rows.x.len() / parameters.d;
+    let centred = centred(parameters, rows.x);
     let pre = encode_where(
         &centred,
         &parameters.encoder,
@@ -124,14 +124,14 @@ fn sparse<T: Real, E: Elementwise<T>>(
         .sum();
     let coded = pre.with_values(codes);
     let mut slope = decode(&coded, &parameters.decoder, &parameters.decoder_bias);
-    let mut reconstruction = finish(&mut slope, x, d, step.variance);
-    let mut bias_slope = vec![0.0; d];
+    let mut reconstruction = finish(&mut slope, rows.target, d_out, step.variance);
+    let mut bias_slope = vec![0.0; d_out];
     add_row_sums(&mut bias_slope, &slope);
     let slopes = dots_with_rows(&coded, &parameters.decoder, &slope);
     let frozen_slopes = if E::FROZEN {
         let frozen = pre.with_values(map(&|i, pre| kind.frozen_code(i, pre)));
         let mut slope = decode(&frozen, &parameters.decoder, &parameters.decoder_bias);
-        reconstruction += finish(&mut slope, x, d, step.variance);
+        reconstruction += finish(&mut slope, rows.target, d_out, step.variance);
         dots_with_rows(&frozen, &parameters.decoder, &slope)
     } else {
         vec![T::zero(); slopes.len()]
@@ -144,6 +144,7 @@ fn sparse<T: Real, E: Elementwise<T>>(
         .map(|e| gradients.iter().map(|g| g.extras[e]).collect())
         .collect();
     let mattered = pre.active();
+    let whole = parameters.skip.is_some().then(|| slope.clone());
     let part = Part::of_entries(
         &pre,
         coded.values().to_vec(),
@@ -165,6 +166,8 @@ fn sparse<T: Real, E: Elementwise<T>>(
         parts: vec![part],
         dense: None,
         bias_slope,
+        slope: whole,
+        skip: None,
     };
     (batch, mattered)
 }
@@ -180,15 +183,15 @@ struct Columns<T> {
 
 fn dense<T: Real, E: Elementwise<T>>(
     parameters: &Parameters<T>,
-    x: &[T],
+    of_batch: &Rows<'_, T>,
     step: &Step<'_>,
     mut kind: E,
 ) -> (Batch<T>, usize) {
-    let (d, m) = (parameters.d, parameters.features());
-    let n = x.len() / d;
-    let centred = centred(parameters, x);
+    let (d, d_out, m) = (parameters.d, parameters.d_out, parameters.features());
+    let n = of_batch.x.len() / d;
+    let centred = centred(parameters, of_batch.x);
     let encoder = Matrix::new(&parameters.encoder, m, d, d);
-    let decoder = Matrix::new(&parameters.decoder, m, d, d);
+    let decoder = Matrix::new(&parameters.decoder, m, d_out, d_out);
     let mut pre = product(
         Matrix::new(&centred, n, d, d),
         encoder.transposed(),
@@ -199,12 +202,13 @@ fn dense<T: Real, E: Elementwise<T>>(
 
     let mut total = Dense {
         encoder: vec![T::zero(); m * d],
-        decoder: vec![T::zero(); m * d],
+        decoder: vec![T::zero(); m * d_out],
         encoder_sums: vec![T::zero(); m],
         bias: vec![T::zero(); m],
         extras: vec![vec![T::zero(); m]; parameters.extras.len()],
     };
-    let mut bias_slope = vec![0.0; d];
+    let mut bias_slope = vec![0.0; d_out];
+    let mut whole = parameters.skip.is_some().then(Vec::new);
     let (mut reconstruction, mut penalties, mut mattered) = (0.0, 0.0, 0);
     let rows = (BLOCK / m).clamp(64, n.max(64));
     // The loss is a mean over all rows of the batch.
@@ -212,7 +216,7 @@ fn dense<T: Real, E: Elementwise<T>>(
     let decoded = |codes: &[T], rows: usize| {
         let mut out: Vec<T> = parameters.decoder_bias.repeat(rows);
         matmul(
-            MatrixMut::new(&mut out, rows, d, d),
+            MatrixMut::new(&mut out, rows, d_out, d_out),
             Matrix::new(codes, rows, m, m),
             decoder,
             T::one(),
@@ -223,10 +227,11 @@ fn dense<T: Real, E: Elementwise<T>>(
     };
     let mut codes = vec![T::zero(); rows.min(n) * m];
     for (number, pre) in pre.chunks(rows * m).enumerate() {
-        let span = number * rows * d;
+        let first = number * rows;
         let rows = pre.len() / m;
         let codes = &mut codes[..pre.len()];
-        let (x, centred) = (&x[span..span + rows * d], &centred[span..span + rows * d]);
+        let centred = &centred[first * d..(first + rows) * d];
+        let target = &of_batch.target[first * d_out..(first + rows) * d_out];
         let per_row = variance / rows as f64;
         map_into(
             codes,
@@ -236,20 +241,23 @@ fn dense<T: Real, E: Elementwise<T>>(
             |i, pre| kind.code(i, pre),
         );
         let mut slope = decoded(codes, rows);
-        reconstruction += finish(&mut slope, x, d, per_row);
+        reconstruction += finish(&mut slope, target, d_out, per_row);
         add_row_sums(&mut bias_slope, &slope);
+        if let Some(whole) = &mut whole {
+            whole.extend_from_slice(&slope);
+        }
         let back = |slope: &[T]| {
             product(
-                Matrix::new(slope, rows, d, d),
+                Matrix::new(slope, rows, d_out, d_out),
                 decoder.transposed(),
                 Threads::All,
             )
         };
         let mut slopes = back(&slope);
         matmul(
-            MatrixMut::new(&mut total.decoder, m, d, d),
+            MatrixMut::new(&mut total.decoder, m, d_out, d_out),
             Matrix::new(codes, rows, m, m).transposed(),
-            Matrix::new(&slope, rows, d, d),
+            Matrix::new(&slope, rows, d_out, d_out),
             T::one(),
             T::one(),
             Threads::All,
@@ -263,7 +271,7 @@ fn dense<T: Real, E: Elementwise<T>>(
                 |i, pre| kind.frozen_code(i, pre),
             );
             let mut slope = decoded(codes, rows);
-            reconstruction += finish(&mut slope, x, d, per_row);
+            reconstruction += finish(&mut slope, target, d_out, per_row);
             back(&slope)
         });
         // From here on `slopes` are those of what the encoder makes.
@@ -296,6 +304,8 @@ fn dense<T: Real, E: Elementwise<T>>(
         parts: Vec::new(),
         dense: Some(total),
         bias_slope,
+        slope: whole,
+        skip: None,
     };
     (batch, mattered)
 }

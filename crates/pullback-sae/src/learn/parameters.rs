@@ -5,11 +5,20 @@ use pullback_kernels::Real;
 /// Parameters in training, in normalised units; both matrices one row a feature.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Parameters<T> {
+    /// Width of what is encoded.
     pub(crate) d: usize,
+    /// Width of what is reconstructed.
+    pub(crate) d_out: usize,
+    /// Whether the decoder bias is taken from what is encoded.
+    pub(crate) tied: bool,
     pub(crate) encoder: Vec<T>,
     pub(crate) encoder_bias: Vec<T>,
+    /// Rows of length one.
     pub(crate) decoder: Vec<T>,
     pub(crate) decoder_bias: Vec<T>,
+    /// Added to the reconstruction: `x·skipᵀ`, `[d_out, d]`.
+    pub(crate) skip: Option<Vec<T>>,
+    pub(crate) lengths: Option<Lengths<T>>,
     /// What the kind adds, each one number a feature.
     pub(crate) extras: Vec<Vec<T>>,
 }
@@ -20,7 +29,27 @@ impl<T: Real> Parameters<T> {
     }
 
     pub(crate) fn decoder_row(&self, feature: usize) -> &[T] {
-        &self.decoder[feature * self.d..(feature + 1) * self.d]
+        &self.decoder[feature * self.d_out..(feature + 1) * self.d_out]
+    }
+
+    pub(crate) fn encoder_row(&self, feature: usize) -> &[T] {
+        &self.encoder[feature * self.d..(feature + 1) * self.d]
+    }
+
+    /// All vectors with their names, in a fixed order, to change them.
+    pub(crate) fn named_mut(&mut self) -> Vec<(String, &mut Vec<T>)> {
+        let mut named = vec![
+            ("encoder".to_owned(), &mut self.encoder),
+            ("encoder_bias".to_owned(), &mut self.encoder_bias),
+            ("decoder".to_owned(), &mut self.decoder),
+            ("decoder_bias".to_owned(), &mut self.decoder_bias),
+        ];
+        named.extend(self.skip.iter_mut().map(|skip| ("skip".to_owned(), skip)));
+        let lengths = self.lengths.iter_mut();
+        named.extend(lengths.map(|lengths| ("lengths".to_owned(), &mut lengths.of_rows)));
+        let extras = self.extras.iter_mut().enumerate();
+        named.extend(extras.map(|(i, extra)| (format!("extra_{i}"), extra)));
+        named
     }
 
     /// All vectors with their names, in a fixed order.
@@ -31,10 +60,30 @@ impl<T: Real> Parameters<T> {
             ("decoder".to_owned(), &self.decoder),
             ("decoder_bias".to_owned(), &self.decoder_bias),
         ];
+        named.extend(self.skip.iter().map(|skip| ("skip".to_owned(), skip)));
+        let lengths = self.lengths.iter();
+        named.extend(lengths.map(|lengths| ("lengths".to_owned(), &lengths.of_rows)));
         let extras = self.extras.iter().enumerate();
         named.extend(extras.map(|(i, extra)| (format!("extra_{i}"), extra)));
         named
     }
+}
+
+/// Lengths of decoder rows that are free, and are parameters therefore: what Adam moves are the decoder rows times their
+/// lengths, and the encoder rows and biases divided by them (`SAELens`'s `W_dec`, `W_enc` and `b_enc`). All else sees rows of
+/// length one, so that every penalty on a code is one on the code times the length of its row.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Lengths<T> {
+    /// One a feature.
+    pub(crate) of_rows: Vec<T>,
+    /// Where the sites of a crosscoder end in a row: its length is the sum of those of its parts.
+    pub(crate) ends: Vec<usize>,
+}
+
+/// Consecutive spans with these ends.
+pub(crate) fn parts(ends: &[usize]) -> impl Iterator<Item = std::ops::Range<usize>> + '_ {
+    let starts = std::iter::once(0).chain(ends.iter().copied());
+    starts.zip(ends).map(|(start, &end)| start..end)
 }
 
 /// First and second moments of Adam, laid out as the parameters.
@@ -49,10 +98,14 @@ impl<T: Real> Moments<T> {
         let zeros = |x: &Vec<T>| vec![T::zero(); x.len()];
         let zero = Parameters {
             d: like.d,
+            d_out: like.d_out,
+            tied: like.tied,
             encoder: zeros(&like.encoder),
             encoder_bias: zeros(&like.encoder_bias),
             decoder: zeros(&like.decoder),
             decoder_bias: zeros(&like.decoder_bias),
+            skip: like.skip.as_ref().map(zeros),
+            lengths: None,
             extras: like.extras.iter().map(zeros).collect(),
         };
         Self {

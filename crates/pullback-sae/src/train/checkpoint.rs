@@ -8,6 +8,8 @@ use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
 
+use pullback_activations::Position;
+
 use super::{CurvePoint, TrainConfig};
 use crate::SaeError;
 use crate::learn::{Moments, Parameters};
@@ -20,8 +22,11 @@ pub(super) const FILES: [&str; 1] = [FILE];
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Progress {
     pub(super) config: TrainConfig,
-    pub(super) store: String,
+    /// Digest of the rows.
+    pub(super) rows: String,
     pub(super) step: usize,
+    /// Where the next step's rows begin.
+    pub(super) position: Position,
     pub(super) curve: Vec<CurvePoint>,
     /// What the kind remembers of earlier batches.
     pub(super) memory: Vec<f64>,
@@ -77,15 +82,20 @@ impl Checkpoint {
         Ok(write_atomic(&path, &bytes)?)
     }
 
-    /// The checkpoint of an interrupted training; `None` when it had not come to one.
-    pub(super) fn load(dir: &Path) -> Result<Option<Self>, SaeError> {
+    /// Looks for the checkpoint of an interrupted training with these settings on these rows; `like` has the shapes that
+    /// its parameters must have.
+    pub(super) fn load(
+        dir: &Path,
+        (config, rows): (&TrainConfig, &str),
+        like: &Parameters<f32>,
+    ) -> Result<Found, SaeError> {
         let path = dir.join(FILE);
         let wrong = |problem: String| SaeError::File {
             path: path.clone(),
             problem,
         };
         if !path.exists() {
-            return Ok(None);
+            return Ok(Found::Nothing);
         }
         let bytes = std::fs::read(&path).map_err(|error| wrong(error.to_string()))?;
         let (_, metadata) =
@@ -97,6 +107,9 @@ impl Checkpoint {
             .ok_or_else(|| wrong("it does not say how far training was".to_owned()))?;
         let progress: Progress =
             serde_json::from_str(progress).map_err(|error| wrong(error.to_string()))?;
+        if progress.config != *config || progress.rows != rows {
+            return Ok(Found::Other);
+        }
         let tensors = SafeTensors::deserialize(&bytes).map_err(|error| wrong(error.to_string()))?;
         let floats = |name: String| -> Result<Vec<f32>, SaeError> {
             let view = tensors
@@ -104,29 +117,22 @@ impl Checkpoint {
                 .map_err(|error| wrong(format!("{name}: {error}")))?;
             Ok(pod_collect_to_vec(view.data()))
         };
-        let extras = tensors
-            .names()
-            .iter()
-            .filter(|name| name.starts_with("parameters.extra_"))
-            .count();
-        let parameters = |prefix: &str| -> Result<Parameters<f32>, SaeError> {
-            let decoder_bias = floats(format!("{prefix}.decoder_bias"))?;
-            let parameters = Parameters {
-                d: decoder_bias.len(),
-                encoder: floats(format!("{prefix}.encoder"))?,
-                encoder_bias: floats(format!("{prefix}.encoder_bias"))?,
-                decoder: floats(format!("{prefix}.decoder"))?,
-                decoder_bias,
-                extras: (0..extras)
-                    .map(|i| floats(format!("{prefix}.extra_{i}")))
-                    .collect::<Result<_, _>>()?,
-            };
-            let size = progress.config.features * parameters.d;
-            if parameters.encoder.len() != size || parameters.decoder.len() != size {
-                return Err(wrong(format!(
-                    "{prefix} does not have {} features",
-                    progress.config.features
-                )));
+        let filled = |prefix: &str| -> Result<Parameters<f32>, SaeError> {
+            let mut parameters = like.clone();
+            if prefix != "parameters" {
+                parameters.lengths = None;
+            }
+            for (name, values) in parameters.named_mut() {
+                let name = format!("{prefix}.{name}");
+                let found = floats(name.clone())?;
+                if found.len() != values.len() {
+                    return Err(wrong(format!(
+                        "{name} has {} numbers, {} are needed",
+                        found.len(),
+                        values.len()
+                    )));
+                }
+                *values = found;
             }
             Ok(parameters)
         };
@@ -140,14 +146,24 @@ impl Checkpoint {
                 progress.config.features
             )));
         }
-        Ok(Some(Self {
-            parameters: parameters("parameters")?,
+        Ok(Found::Same(Box::new(Self {
+            parameters: filled("parameters")?,
             moments: Moments {
-                first: parameters("first")?,
-                second: parameters("second")?,
+                first: filled("first")?,
+                second: filled("second")?,
             },
             silent,
             progress,
-        }))
+        })))
     }
+}
+
+/// What [`Checkpoint::load`] finds.
+pub(super) enum Found {
+    /// No checkpoint.
+    Nothing,
+    /// That of a different training.
+    Other,
+    /// The one looked for.
+    Same(Box<Checkpoint>),
 }

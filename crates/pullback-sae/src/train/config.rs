@@ -2,9 +2,23 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::{InputNorm, Wiring};
 use crate::kinds::KindConfig;
 use crate::learn::Aux;
 use crate::{AuxLoss, SaeError};
+
+/// What is asked of the lengths of decoder rows in training. In what is saved they are one, where one factor normalises all
+/// that is reconstructed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DecoderNorm {
+    /// They are one; gradients along a row are taken out.
+    #[default]
+    Unit,
+    /// They are free, and every code is judged and penalised by its product with the length of its row (`SAELens`); of a
+    /// crosscoder's row the length is the sum of those of its sites.
+    Free,
+}
 
 /// The course of the learning rate between warm-up and decay.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,11 +36,20 @@ pub enum Schedule {
 pub struct TrainConfig {
     /// Number of features.
     pub features: usize,
+    /// What is read and what is reconstructed.
+    #[serde(default)]
+    pub wiring: Wiring,
+    /// What is done to activations first.
+    #[serde(default)]
+    pub input_norm: InputNorm,
+    /// The lengths of decoder rows.
+    #[serde(default)]
+    pub decoder_norm: DecoderNorm,
     /// The kind and its settings.
     pub kind: KindConfig,
-    /// Passes over the store's normal training rows.
+    /// Passes over the rows.
     pub passes: usize,
-    /// Tokens to train on, in as many passes as it takes; `None` leaves it to `passes`.
+    /// Tokens to train on, in as many passes as it takes; `None` leaves it to `passes`, where the rows of a pass are known.
     pub tokens: Option<usize>,
     /// Rows in a batch.
     pub batch: usize,
@@ -50,7 +73,7 @@ pub struct TrainConfig {
     pub aux_coefficient: f64,
     /// Dead features that the auxiliary loss uses a token; `None` is half the width of the activations.
     pub aux_k: Option<usize>,
-    /// A feature is dead when it has not fired for so many tokens; `None` is a fifth of a pass.
+    /// A feature is dead when it has not fired for so many tokens; `None` is a twentieth of the training.
     pub dead_after_tokens: Option<usize>,
     /// Seed of the start and of the order of rows.
     pub seed: u64,
@@ -65,6 +88,9 @@ impl TrainConfig {
     pub fn new(features: usize, kind: KindConfig, seed: u64) -> Self {
         Self {
             features,
+            wiring: Wiring::default(),
+            input_norm: InputNorm::default(),
+            decoder_norm: DecoderNorm::default(),
             kind,
             passes: 4,
             tokens: None,
@@ -84,11 +110,18 @@ impl TrainConfig {
         }
     }
 
-    /// Steps of a training on a store with so many rows.
-    pub(super) fn steps(&self, rows: usize) -> usize {
-        match self.tokens {
-            Some(tokens) => (tokens / self.batch).max(1),
-            None => rows / self.batch * self.passes,
+    /// Steps of a training on so many rows a pass, where they are known.
+    ///
+    /// # Errors
+    /// They are not, and the number of tokens is not given.
+    pub(super) fn steps(&self, pass: Option<usize>) -> Result<usize, SaeError> {
+        match (self.tokens, pass) {
+            (Some(tokens), _) => Ok((tokens / self.batch).max(1)),
+            (None, Some(rows)) => Ok(rows * self.passes / self.batch),
+            (None, None) => Err(SaeError::Option(
+                "how many rows a pass has is not known before they are made: say how many tokens to train on"
+                    .to_owned(),
+            )),
         }
     }
 
@@ -100,7 +133,7 @@ impl TrainConfig {
         }
     }
 
-    pub(super) fn check(&self, rows: usize) -> Result<(), SaeError> {
+    pub(super) fn check(&self, pass: Option<usize>) -> Result<(), SaeError> {
         let wrong = |problem: String| Err(SaeError::Option(problem));
         if self.features > MAX_FEATURES {
             return wrong(format!(
@@ -117,7 +150,9 @@ impl TrainConfig {
                 "at least one pass, one token and one row in a batch are needed".to_owned(),
             );
         }
-        if rows < self.batch {
+        if let Some(rows) = pass
+            && rows < self.batch
+        {
             return wrong(format!(
                 "the store has {rows} rows to train on, a batch is {}: harvest more tokens or make --batch smaller",
                 self.batch
@@ -161,7 +196,23 @@ impl TrainConfig {
                 self.sparsity_warmup
             ));
         }
-        Ok(())
+        self.check_shape()
+    }
+
+    /// What only some shapes can have.
+    fn check_shape(&self) -> Result<(), SaeError> {
+        let wrong = |problem: &str| Err(SaeError::Option(problem.to_owned()));
+        let by_factors = matches!(self.input_norm, InputNorm::None | InputNorm::Average);
+        match &self.wiring {
+            Wiring::Autoencoder { .. } => Ok(()),
+            _ if !by_factors => wrong(
+                "only an autoencoder's activations can be normalised by other than factors: average or none",
+            ),
+            Wiring::Crosscoder { .. } if self.decoder_norm == DecoderNorm::Unit => wrong(
+                "a crosscoder's decoder rows have free lengths: how long they are at each site is what it tells",
+            ),
+            _ => Ok(()),
+        }
     }
 
     /// Learning rate at a step, counted from zero.

@@ -1,93 +1,140 @@
-//! Where training starts: the scale of the input, the parameters.
+//! Where training starts: the parameters, and what is measured on the first rows.
 
-use pullback_activations::ActivationStore;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::TrainConfig;
+use super::{DecoderNorm, TrainConfig, Wires};
 use crate::kinds::Kind;
-use crate::learn::Parameters;
+use crate::learn::{Lengths, Parameters};
 
-/// `sqrt(d) / mean ‖x‖`, by which activations are multiplied in training (`expected_average_only_in` of
-/// SAELens).
-pub(super) fn input_scale(store: &ActivationStore, sample: &[u32]) -> f64 {
-    let total: f64 = sample
-        .iter()
-        .map(|&row| {
-            let squares: f64 = store
-                .row(row as usize)
-                .iter()
-                .map(|&x| f64::from(x) * f64::from(x))
-                .sum();
-            squares.sqrt()
-        })
-        .sum();
-    (store.info().d as f64).sqrt() * sample.len() as f64 / total
-}
+/// Rows that the geometric median is taken of.
+const MEDIAN_ROWS: usize = 4096;
+/// Length of a decoder row at the start where it is free (`SAELens`'s `decoder_init_norm`).
+const FREE_LENGTH: f32 = 0.1;
 
-/// Variance about the mean, summed over coordinates.
-pub(super) fn variance(store: &ActivationStore, sample: &[u32]) -> f64 {
-    let mut sum = vec![0.0_f64; store.info().d];
+/// Variance of rows of width `d` about their mean, summed over coordinates.
+pub(super) fn variance(rows: &[f32], d: usize) -> f64 {
+    let mut sum = vec![0.0_f64; d];
     let mut squares = 0.0;
-    for &row in sample {
-        for (sum, &x) in sum.iter_mut().zip(store.row(row as usize)) {
+    for row in rows.chunks_exact(d) {
+        for (sum, &x) in sum.iter_mut().zip(row) {
             *sum += f64::from(x);
             squares += f64::from(x) * f64::from(x);
         }
     }
-    let n = sample.len() as f64;
+    let n = (rows.len() / d) as f64;
     squares / n - sum.iter().map(|sum| (sum / n) * (sum / n)).sum::<f64>()
 }
 
-/// The start: unit decoder rows in random directions, the encoder their copy, the decoder bias the
-/// geometric median of a sample.
+/// The start, given some rows in the units of training: unit decoder rows in random directions, the decoder bias the
+/// geometric median of the target. The encoder of what reconstructs its input is a copy of the decoder, otherwise it has
+/// random unit rows of its own; where the decoder bias is not taken from the input, the encoder bias takes the input's
+/// geometric median from it, so that pre-activations start about zero.
 pub(super) fn initial(
-    store: &ActivationStore,
-    sample: &[u32],
-    scale: f64,
+    (x, target): (&[f32], &[f32]),
+    wires: &Wires,
     config: &TrainConfig,
     kind: &dyn Kind<f32>,
 ) -> Parameters<f32> {
-    let d = store.info().d;
+    let (d, d_out) = (wires.d(), wires.d_out());
+    let m = config.features;
     let mut rng = ChaCha8Rng::seed_from_u64(config.seed);
-    let mut decoder = vec![0.0_f32; config.features * d];
-    for row in decoder.chunks_exact_mut(d) {
-        for x in row.iter_mut() {
-            *x = rng.random_range(-1.0..1.0);
-        }
-        let length = row.iter().map(|x| x * x).sum::<f32>().sqrt();
-        for x in row.iter_mut() {
-            *x /= length;
+    let widths: Vec<usize> = wires.outputs.iter().map(|wire| wire.d).collect();
+    let mut decoder = unit_rows(&mut rng, m, d_out);
+    // The same direction at all sites, where they can be compared: what most features of residual streams become.
+    if widths.len() > 1 && widths.iter().all(|&width| width == widths[0]) {
+        for row in decoder.chunks_exact_mut(d_out) {
+            let (first, others) = row.split_at_mut(widths[0]);
+            for part in others.chunks_exact_mut(widths[0]) {
+                part.copy_from_slice(first);
+            }
         }
     }
-    let mut median = geometric_median(store, &sample[..sample.len().min(4096)]);
-    for x in &mut median {
-        *x *= scale;
+    let lengths = (config.decoder_norm == DecoderNorm::Free).then(|| {
+        let ends = widths.iter().scan(0, |end, width| {
+            *end += width;
+            Some(*end)
+        });
+        Lengths {
+            of_rows: vec![FREE_LENGTH; m],
+            ends: ends.collect(),
+        }
+    });
+    let tied = config.wiring.is_tied();
+    let ends = lengths
+        .as_ref()
+        .map_or(vec![d_out], |lengths| lengths.ends.clone());
+    if ends.len() > 1 {
+        for row in decoder.chunks_exact_mut(d_out) {
+            let length: f32 = crate::learn::parts(&ends)
+                .map(|part| length(&row[part]))
+                .sum();
+            row.iter_mut().for_each(|x| *x /= length);
+        }
     }
+    let encoder = if config.wiring.is_same() {
+        decoder.clone()
+    } else {
+        unit_rows(&mut rng, m, d)
+    };
+    let median = |rows: &[f32], d: usize| -> Vec<f32> {
+        let rows = &rows[..rows.len().min(MEDIAN_ROWS * d)];
+        geometric_median(rows, d)
+            .into_iter()
+            .map(|x| x as f32)
+            .collect()
+    };
+    let encoder_bias = if tied {
+        vec![0.0; m]
+    } else {
+        let median = median(x, d);
+        let rows = encoder.chunks_exact(d);
+        rows.map(|row| -row.iter().zip(&median).map(|(w, x)| w * x).sum::<f32>())
+            .collect()
+    };
     Parameters {
         d,
-        encoder: decoder.clone(),
-        encoder_bias: vec![0.0; config.features],
+        d_out,
+        tied,
+        encoder,
+        encoder_bias,
         decoder,
-        decoder_bias: median.into_iter().map(|x| x as f32).collect(),
-        extras: kind.extras(config.features),
+        decoder_bias: median(target, d_out),
+        skip: config.wiring.has_skip().then(|| vec![0.0; d * d_out]),
+        lengths,
+        extras: kind.extras(m),
     }
 }
 
+fn unit_rows(rng: &mut ChaCha8Rng, m: usize, d: usize) -> Vec<f32> {
+    let mut rows = vec![0.0_f32; m * d];
+    for row in rows.chunks_exact_mut(d) {
+        for x in row.iter_mut() {
+            *x = rng.random_range(-1.0..1.0);
+        }
+        let length = length(row);
+        row.iter_mut().for_each(|x| *x /= length);
+    }
+    rows
+}
+
+fn length(x: &[f32]) -> f32 {
+    x.iter().map(|x| x * x).sum::<f32>().sqrt()
+}
+
 /// The point with the least sum of distances to the rows, by Weiszfeld's iteration.
-fn geometric_median(store: &ActivationStore, sample: &[u32]) -> Vec<f64> {
-    let d = store.info().d;
+fn geometric_median(rows: &[f32], d: usize) -> Vec<f64> {
+    let n = rows.len() / d;
     let mut at = vec![0.0; d];
-    for &row in sample {
-        for (at, &x) in at.iter_mut().zip(store.row(row as usize)) {
-            *at += f64::from(x) / sample.len() as f64;
+    for row in rows.chunks_exact(d) {
+        for (at, &x) in at.iter_mut().zip(row) {
+            *at += f64::from(x) / n as f64;
         }
     }
     for _ in 0..100 {
         let mut next = vec![0.0; d];
         let mut total = 0.0;
-        for &row in sample {
-            let x = store.row(row as usize);
+        for x in rows.chunks_exact(d) {
             let squares: f64 = x
                 .iter()
                 .zip(&at)

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use pullback_activations::{HarvestConfig, harvest};
+use pullback_activations::{HarvestConfig, HarvestResult, harvest, harvest_sites};
 use pullback_model::Site;
 
 use crate::context::{App, make_room, middle_site};
@@ -18,9 +18,10 @@ pub(crate) struct Arguments {
     /// A corpus: a catalogue name, a .txt, .json or .jsonl file, or a directory of them
     #[arg(long)]
     text: String,
-    /// Where in the model; default: the residual stream after the middle block
-    #[arg(long, value_name = "SITE")]
-    at: Option<Site>,
+    /// Where in the model; default: the residual stream after the middle block. Several sites make a store each, of the
+    /// same tokens, in one directory
+    #[arg(long, value_delimiter = ',', value_name = "SITE,...")]
+    at: Vec<Site>,
     /// Tokens to harvest for training
     #[arg(long, default_value_t = 200_000)]
     tokens: usize,
@@ -53,6 +54,8 @@ pub(crate) fn run(app: &App, arguments: &Arguments) -> anyhow::Result<()> {
     let named = app.load_model(&arguments.model)?;
     let site = arguments
         .at
+        .first()
+        .copied()
         .unwrap_or_else(|| middle_site(named.model.config().n_layers));
     let mut config = HarvestConfig::new(site, arguments.tokens, arguments.seed);
     config.plan.held_out_tokens = arguments.held_out;
@@ -61,6 +64,20 @@ pub(crate) fn run(app: &App, arguments: &Arguments) -> anyhow::Result<()> {
         .unwrap_or(config.plan.context.min(named.model.config().n_ctx));
     config.plan.prepend_bos = arguments.bos;
     config.batch = arguments.batch;
+    if arguments.at.len() > 1 {
+        let results = harvest_sites(
+            &named.model,
+            &named.name,
+            &corpus,
+            (&config, &arguments.at),
+            &arguments.output,
+            &app.control,
+        )?;
+        return app.print(&results, || {
+            let lines: String = results.iter().map(describe).collect();
+            format!("{lines}{}\n", arguments.output.display())
+        });
+    }
     let result = harvest(
         &named.model,
         &named.name,
@@ -70,17 +87,21 @@ pub(crate) fn run(app: &App, arguments: &Arguments) -> anyhow::Result<()> {
         &app.control,
     )?;
     app.print(&result, || {
-        format!(
-            "{} tokens at {} (width {}), {:.0} a second\n\
-             first positions have norm {:.0} against {:.0} elsewhere; {} outliers\n{}\n",
-            result.tokens,
-            result.site,
-            result.d,
-            result.tokens_per_second,
-            result.first_norm,
-            result.median_norm,
-            result.outliers,
-            arguments.output.display()
-        )
+        format!("{}{}\n", describe(&result), arguments.output.display())
     })
+}
+
+/// The figures for a person.
+fn describe(result: &HarvestResult) -> String {
+    format!(
+        "{} tokens at {} (width {}), {:.0} a second\n\
+         first positions have norm {:.0} against {:.0} elsewhere; {} outliers\n",
+        result.tokens,
+        result.site,
+        result.d,
+        result.tokens_per_second,
+        result.first_norm,
+        result.median_norm,
+        result.outliers
+    )
 }

@@ -17,7 +17,9 @@ use pullback_artifact::{Control, Manifest, read_json, write_atomic, write_json};
 use pullback_model::{GenerateOptions, Intervention, Message, Model, Site};
 use pullback_report::change_report::most_frequent;
 use pullback_sae::saelens::save_sparsity;
-use pullback_sae::{FeaturePages, KindConfig, Sae, SaeResult, TrainConfig as SaeConfig, Training};
+use pullback_sae::{
+    FeaturePages, KindConfig, Sae, SaeResult, Sites, TrainConfig as SaeConfig, Training,
+};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -352,7 +354,13 @@ fn evaluated(
     };
     clock.reset("evaluate");
     let (result, densities) = clock.time("evaluate", || {
-        evaluate(app, model, store, sae.clone(), training.tokens, rate)
+        evaluate(
+            app,
+            model,
+            &Sites::of(store),
+            sae.clone(),
+            (training.tokens, rate),
+        )
     })?;
     save_sparsity(&densities, path)?;
     write_json(&result_path, &result)?;

@@ -6,7 +6,7 @@ mod page;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, bail};
-use pullback_activations::ActivationStore;
+use pullback_activations::{ActivationStore, open_stores};
 use pullback_artifact::write_atomic;
 use pullback_model::{Model, Tokenizer};
 use pullback_sae::{Dictionary, Passage, SurveyConfig, SurveyedFeature, SurveyedFeatures, load};
@@ -74,8 +74,12 @@ pub(crate) fn run(app: &App, arguments: &Arguments) -> anyhow::Result<()> {
     if !arguments.force {
         pullback_artifact::refuse_existing(&arguments.output)?;
     }
-    let store = ActivationStore::open(&arguments.store)?;
+    let stores = open_stores(&arguments.store)?;
     let (sae, manifest) = load(&arguments.sae)?;
+    let named_site = |store: &&ActivationStore| {
+        manifest.site.as_deref() == Some(&*store.info().site.to_string())
+    };
+    let store = stores.iter().find(named_site).unwrap_or(&stores[0]);
     manifest.check_site(&store.info().site.to_string())?;
     if let Some(model) = &store.manifest().model {
         manifest.check_model(model)?;
@@ -105,7 +109,7 @@ pub(crate) fn run(app: &App, arguments: &Arguments) -> anyhow::Result<()> {
         seed: arguments.seed,
         ..SurveyConfig::default()
     };
-    let survey = config.make(&sae, &store, model, &app.control)?;
+    let survey = config.make(&sae, store, model, &app.control)?;
     let text = page::render(&page::Source {
         arguments,
         survey: &survey,
