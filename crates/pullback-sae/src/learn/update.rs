@@ -92,12 +92,8 @@ impl<'a, T: Real> Feature<'a, T> {
         };
         let by_length = (dot(encoder, self.encoder) + by_bias * self.bias - along) / length;
         let inverse = length.recip();
-        for x in decoder.iter_mut() {
-            *x *= inverse;
-        }
-        for x in encoder.iter_mut() {
-            *x *= length;
-        }
+        multiply(decoder, inverse);
+        multiply(encoder, length);
         for part in parts(ends) {
             let row = &self.decoder[part.clone()];
             let size = dot(row, row).sqrt();
@@ -105,6 +101,13 @@ impl<'a, T: Real> Feature<'a, T> {
                 add_scaled(&mut decoder[part], by_length / size, row);
             }
         }
+    }
+}
+
+#[inline(always)]
+fn multiply<T: Real>(x: &mut [T], factor: T) {
+    for x in x {
+        *x *= factor;
     }
 }
 
@@ -208,8 +211,8 @@ impl<T: Real> Chunk<'_, T> {
             feature.rows(batch, sums.bias[number], by_decoder, by_encoder);
             if let Some(length) = length {
                 let inverse = length.recip();
-                decoder.iter_mut().for_each(|x| *x *= length);
-                encoder.iter_mut().for_each(|x| *x *= inverse);
+                multiply(decoder, length);
+                multiply(encoder, inverse);
             }
             let moments = &mut self.of_decoder;
             adam.update(
@@ -226,22 +229,19 @@ impl<T: Real> Chunk<'_, T> {
                 &mut moments.0[span.clone()],
                 &mut moments.1[span],
             );
-            let now = match length {
-                None => dot(decoder, decoder).sqrt(),
-                Some(_) => {
-                    let lengths = parts(ends).map(|part| {
-                        let part = &decoder[part];
-                        dot(part, part).sqrt()
-                    });
-                    lengths.fold(T::zero(), |sum, length| sum + length)
-                }
+            let size = |row: &[T]| dot(row, row).sqrt();
+            let now = if length.is_some() {
+                let lengths = parts(ends).map(|part| size(&decoder[part]));
+                lengths.fold(T::zero(), |sum, length| sum + length)
+            } else {
+                size(decoder)
             };
             if now > T::zero() {
                 let inverse = now.recip();
-                decoder.iter_mut().for_each(|x| *x *= inverse);
+                multiply(decoder, inverse);
             }
             if length.is_some() {
-                encoder.iter_mut().for_each(|x| *x *= now);
+                multiply(encoder, now);
                 self.lengths[place] = now;
             }
         }

@@ -69,7 +69,7 @@ pub(super) fn initial(
             let length: f32 = crate::learn::parts(&ends)
                 .map(|part| length(&row[part]))
                 .sum();
-            row.iter_mut().for_each(|x| *x /= length);
+            divide(row, length);
         }
     }
     let encoder = if config.wiring.is_same() {
@@ -113,9 +113,15 @@ fn unit_rows(rng: &mut ChaCha8Rng, m: usize, d: usize) -> Vec<f32> {
             *x = rng.random_range(-1.0..1.0);
         }
         let length = length(row);
-        row.iter_mut().for_each(|x| *x /= length);
+        divide(row, length);
     }
     rows
+}
+
+fn divide(row: &mut [f32], by: f32) {
+    for x in row {
+        *x /= by;
+    }
 }
 
 fn length(x: &[f32]) -> f32 {

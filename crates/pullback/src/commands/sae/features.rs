@@ -115,7 +115,7 @@ pub(crate) fn run(app: &App, arguments: &Arguments) -> anyhow::Result<()> {
         survey: &survey,
         config: &config,
         sae: &sae,
-        store: &store,
+        store,
         words: Words::of(model),
         model: named.as_ref().map(|named| named.name.as_str()),
         change: change.as_deref(),
@@ -142,7 +142,7 @@ pub(crate) fn run(app: &App, arguments: &Arguments) -> anyhow::Result<()> {
     let features: Vec<Value> = survey
         .features
         .iter()
-        .map(|feature| printed(feature, &store, words, change.as_deref()))
+        .map(|feature| printed(feature, store, words, change.as_deref()))
         .collect();
     let result = json!({
         "page": page,

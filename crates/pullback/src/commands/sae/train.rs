@@ -211,7 +211,7 @@ impl Arguments {
             }]);
         }
         if chosen.is_empty() {
-            chosen = there.clone();
+            chosen.clone_from(&there);
         }
         if self.crosscoder {
             return Ok(vec![Wiring::Crosscoder { sites: chosen }]);
