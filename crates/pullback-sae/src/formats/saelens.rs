@@ -3,7 +3,8 @@
 //!
 //! Read are the architectures `standard`, `topk`, `jumprelu`, `gated`, `transcoder`, `skip_transcoder`,
 //! `jumprelu_transcoder` and `jumprelu_skip_transcoder`, and checkpoints of `batchtopk` and `matryoshka_batchtopk`, which
-//! SAELens turns into `jumprelu` when it is done.
+//! SAELens turns into `jumprelu` when it is done. TopK transcoders that SAELens has no name for are `topk_transcoder` and
+//! `topk_skip_transcoder` in pullback's own artifacts.
 //!
 //! With `normalize_activations: expected_average_only_in` activations were multiplied by one factor in training. SAELens
 //! folds the factor into the weights at the end and writes `none`; until then the factor is in `activation_scaler.json`
@@ -17,6 +18,7 @@ use std::path::Path;
 
 use self::config::{Architecture, Config};
 pub(super) use self::write::write;
+use self::write::write_own;
 use super::arrays::Arrays;
 use super::rebase::with_unit_rows;
 use super::safetensors_file::{self, SafetensorsFile};
@@ -43,7 +45,8 @@ pub struct SaeLensMetadata {
     pub prepend_bos: bool,
 }
 
-/// Writes both files into a directory.
+/// Writes both files into a directory, as pullback's own artifacts have them: SAELens reads them but for TopK transcoders
+/// with a skip matrix or of two widths (`topk_transcoder`, `topk_skip_transcoder`), for which it has no architecture.
 ///
 /// # Errors
 /// The format cannot express the dictionary, or a file cannot be written.
@@ -56,7 +59,7 @@ pub fn save(sae: &Sae, metadata: &SaeLensMetadata, dir: &Path) -> Result<(), Sae
         prepend_bos: Some(metadata.prepend_bos),
         ..Origin::default()
     };
-    write(sae, &origin, dir)
+    write_own(sae, &origin, dir)
 }
 
 /// Reads a dictionary.

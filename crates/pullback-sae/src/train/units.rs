@@ -329,3 +329,6 @@ pub(super) fn in_units_of_activations(
         )),
     }
 }
+
+#[cfg(test)]
+mod tests;

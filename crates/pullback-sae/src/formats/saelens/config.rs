@@ -65,7 +65,9 @@ impl Reader {
         let d_out = if transcoder { self.size("d_out")? } else { d };
         let architecture = match name {
             "standard" | "transcoder" | "skip_transcoder" => Architecture::Standard,
-            "topk" => Architecture::TopK { k: self.k(m)? },
+            "topk" | "topk_transcoder" | "topk_skip_transcoder" => {
+                Architecture::TopK { k: self.k(m)? }
+            }
             "jumprelu" | "jumprelu_transcoder" | "jumprelu_skip_transcoder" => {
                 Architecture::JumpRelu
             }

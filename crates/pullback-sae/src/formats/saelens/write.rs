@@ -21,8 +21,25 @@ const VERSION: &str = "6.0.0";
 /// The format cannot express the dictionary (a TopK transcoder with a skip matrix or of two widths, a transcoder that
 /// normalises), or a file cannot be written.
 pub(in crate::formats) fn write(sae: &Sae, origin: &Origin, dir: &Path) -> Result<(), SaeError> {
+    write_as(sae, origin, architecture(sae, origin, false)?, dir)
+}
+
+/// The same for pullback's own artifacts, which may be what SAELens has no architecture for: `topk_transcoder` and
+/// `topk_skip_transcoder`.
+///
+/// # Errors
+/// The format cannot express the dictionary, or a file cannot be written.
+pub(super) fn write_own(sae: &Sae, origin: &Origin, dir: &Path) -> Result<(), SaeError> {
+    write_as(sae, origin, architecture(sae, origin, true)?, dir)
+}
+
+fn write_as(
+    sae: &Sae,
+    origin: &Origin,
+    (architecture, parts): (&'static str, SaeParts),
+    dir: &Path,
+) -> Result<(), SaeError> {
     let (d, m, d_out) = (sae.d(), sae.n_features(), sae.d_out());
-    let (architecture, parts) = architecture(sae, origin)?;
     let SaeParts {
         decoder,
         decoder_bias,
@@ -87,11 +104,23 @@ pub(in crate::formats) fn write(sae: &Sae, origin: &Origin, dir: &Path) -> Resul
 }
 
 /// The name of the architecture, and the dictionary in its terms.
-fn architecture(sae: &Sae, origin: &Origin) -> Result<(&'static str, SaeParts), SaeError> {
+fn architecture(
+    sae: &Sae,
+    origin: &Origin,
+    own: bool,
+) -> Result<(&'static str, SaeParts), SaeError> {
     let parts = sae.parts();
     let (d, d_out) = (sae.d(), sae.d_out());
     let needs_transcoder = d != d_out || parts.skip.is_some();
     let is_top_k = matches!(parts.selection, Selection::TopK { .. });
+    if is_top_k && needs_transcoder && own {
+        refuse_normalized(sae)?;
+        let name = match parts.skip {
+            None => "topk_transcoder",
+            Some(_) => "topk_skip_transcoder",
+        };
+        return Ok((name, with_input_bias(sae, &vec![0.0; d])));
+    }
     if is_top_k && needs_transcoder {
         return Err(SaeError::Inexpressible {
             format: Format::SaeLens,
@@ -101,7 +130,7 @@ fn architecture(sae: &Sae, origin: &Origin) -> Result<(&'static str, SaeParts), 
     }
     // TopK has no transcoders of its own, but one without a skip matrix is an autoencoder that takes nothing from its input.
     if needs_transcoder || (origin.hook_out.is_some() && !is_top_k) {
-        refuse(Format::SaeLens, sae, true, true)?;
+        refuse_normalized(sae)?;
         let parts = gated_as_thresholds(Format::SaeLens, with_input_bias(sae, &vec![0.0; d]))?;
         let jump = matches!(parts.selection, Selection::Threshold { .. });
         let name = match (jump, parts.skip.is_some()) {
@@ -124,6 +153,11 @@ fn architecture(sae: &Sae, origin: &Origin) -> Result<(&'static str, SaeParts), 
         Selection::Gated { .. } => "gated",
     };
     Ok((name, parts))
+}
+
+/// A transcoder's output does not undo what was done to its input.
+fn refuse_normalized(sae: &Sae) -> Result<(), SaeError> {
+    refuse(Format::SaeLens, sae, true, true)
 }
 
 fn metadata(origin: &Origin) -> Value {
