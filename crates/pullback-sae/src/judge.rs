@@ -68,6 +68,24 @@ impl<'a> Sites<'a> {
         Ok(sites)
     }
 
+    /// The same, where nothing is asked of what is reconstructed: without its stores, if they are not among these.
+    ///
+    /// # Errors
+    /// There is no store of a site that is read.
+    pub fn wired_to_read(wiring: &Wiring, stores: &'a [ActivationStore]) -> Result<Self, SaeError> {
+        Self::wired(wiring, stores).or_else(|_| {
+            let [from] = wiring.inputs()[..] else {
+                return Self::wired(wiring, stores);
+            };
+            let site = Some(from.to_owned());
+            let Self { inputs, .. } = Self::wired(&Wiring::Autoencoder { site }, stores)?;
+            Ok(Self {
+                inputs,
+                outputs: Vec::new(),
+            })
+        })
+    }
+
     /// One of the stores, for what they have in common.
     pub fn first(&self) -> &'a ActivationStore {
         self.inputs[0]
@@ -88,22 +106,26 @@ impl<'a> Sites<'a> {
             .collect()
     }
 
+    /// Checks the width of what is read.
+    pub(crate) fn check_inputs(&self, dictionary: &dyn Dictionary) -> Result<(), SaeError> {
+        let d: usize = self.inputs.iter().map(|store| store.info().d).sum();
+        if dictionary.d() != d {
+            return Err(SaeError::Option(format!(
+                "the dictionary is of width {}, the store's activations of width {d}",
+                dictionary.d()
+            )));
+        }
+        Ok(())
+    }
+
     /// Checks the widths.
     pub(crate) fn check(&self, dictionary: &dyn Dictionary) -> Result<(), SaeError> {
-        let width = |stores: &[&ActivationStore]| stores.iter().map(|s| s.info().d).sum::<usize>();
-        let (d, d_out) = (width(&self.inputs), width(&self.outputs));
-        if dictionary.d() != d || dictionary.d_out() != d_out {
-            let of = |d, d_out| {
-                if d == d_out {
-                    format!("width {d}")
-                } else {
-                    format!("widths {d} and {d_out}")
-                }
-            };
+        self.check_inputs(dictionary)?;
+        let d_out: usize = self.outputs.iter().map(|store| store.info().d).sum();
+        if dictionary.d_out() != d_out {
             return Err(SaeError::Option(format!(
-                "the dictionary is of {}, the store's activations of {}",
-                of(dictionary.d(), dictionary.d_out()),
-                of(d, d_out)
+                "the dictionary makes width {}, the store's activations are of width {d_out}",
+                dictionary.d_out()
             )));
         }
         Ok(())

@@ -40,7 +40,9 @@ pub use kinds::{JumpReluSparsity, KindConfig};
 pub use learn::AuxLoss;
 pub use pullback_kernels::sparse::SparseCodes;
 pub use sae::{Normalization, Sae, SaeParts, Selection};
-pub use splice::{CrossEntropy, Splice, cross_entropy_score, cross_entropy_scores};
+pub use splice::{
+    CrossEntropy, Splice, cross_entropy_score, cross_entropy_scores, splice_transcoder,
+};
 pub use train::{
     CurvePoint, DecoderNorm, InputNorm, Job, SAE_KIND, SaeResult, Schedule, SiteResult,
     TrainConfig, Trained, Training, Wiring, load, load_training, train, train_all,

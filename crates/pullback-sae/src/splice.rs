@@ -1,6 +1,6 @@
 //! The model with its activations replaced by a dictionary's reconstruction.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use burn::tensor::{Tensor, TensorData};
 use pullback_activations::ActivationStore;
@@ -38,6 +38,64 @@ impl Edit for Splice {
 
     fn describe(&self) -> String {
         "a dictionary's reconstruction".to_owned()
+    }
+}
+
+/// A transcoder in place of what it has learned to do: one edit keeps what it reads, another, at a later site of the same run,
+/// writes what it makes of it.
+#[derive(Clone)]
+struct Passed {
+    dictionary: Arc<dyn Dictionary>,
+    first_position: usize,
+    /// What the transcoder made of what was read last.
+    made: Arc<Mutex<Vec<f32>>>,
+}
+
+/// Reads.
+struct Read(Passed);
+/// Writes.
+struct Write(Passed);
+
+/// The two edits by which a transcoder's output takes the place of an activation, from `first_position` on: the first belongs
+/// at the site that it reads, the second at the one that it reconstructs, which must come later in the model.
+pub fn splice_transcoder(
+    dictionary: Arc<dyn Dictionary>,
+    first_position: usize,
+) -> (Arc<dyn Edit>, Arc<dyn Edit>) {
+    let passed = Passed {
+        dictionary,
+        first_position,
+        made: Arc::default(),
+    };
+    (Arc::new(Read(passed.clone())), Arc::new(Write(passed)))
+}
+
+impl Edit for Read {
+    fn apply(&self, x: Tensor<2>, _: &Rows) -> Tensor<2> {
+        let values: Vec<f32> = x.clone().into_data().iter::<f32>().collect();
+        let codes = self.0.dictionary.encode(&values);
+        let made = self.0.dictionary.reconstruct(&values, &codes);
+        *self.0.made.lock().unwrap_or_else(PoisonError::into_inner) = made;
+        x
+    }
+
+    fn describe(&self) -> String {
+        "what a transcoder reads".to_owned()
+    }
+}
+
+impl Edit for Write {
+    fn apply(&self, x: Tensor<2>, rows: &Rows) -> Tensor<2> {
+        let values = self.0.made.lock().unwrap_or_else(PoisonError::into_inner);
+        Given {
+            values: values.clone(),
+            first_position: self.0.first_position,
+        }
+        .apply(x, rows)
+    }
+
+    fn describe(&self) -> String {
+        "a transcoder's output".to_owned()
     }
 }
 

@@ -7,14 +7,19 @@
 
 mod common;
 
+use std::cell::Cell;
 use std::sync::Arc;
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
-use common::base::{Setting, assert_has, config, interrupted_at, setting_with, values};
-use common::{identity_sae, random_sae};
+use common::base::{self, Setting, assert_has, config, interrupted_at, setting_with, values};
+use common::{identity_sae, random, random_sae};
+use pullback_activations::{ActivationStore, harvest_sites, open_stores};
 use pullback_artifact::Control;
 use pullback_model::{Edit, Input, Intervention, Model, Rows, RunOptions, Site};
-use pullback_sae::{CrossEntropy, Dictionary, Sae, SaeError, Splice, cross_entropy_score};
+use pullback_sae::{
+    CrossEntropy, Dictionary, Normalization, Sae, SaeError, SaeParts, Selection, Sites, Splice,
+    cross_entropy_score, cross_entropy_scores, splice_transcoder,
+};
 
 /// A residual stream after a block (kept streams are used) and another site (the model runs from the tokens).
 fn settings() -> [Setting; 2] {
@@ -214,6 +219,122 @@ fn a_splice_keeps_what_stands_before_its_first_position() {
         );
     }
     assert_eq!(splice.apply(tensor(DType::F64), &rows).dtype(), DType::F64);
+}
+
+/// A dictionary that reads width `d` and makes width `d_out`.
+fn wide(d: usize, d_out: usize) -> Sae {
+    Sae::new(SaeParts {
+        selection: Selection::TopK { k: 5 },
+        encoder: random(1, 40 * d),
+        encoder_bias: vec![0.0; 40],
+        decoder: random(2, 40 * d_out),
+        decoder_bias: random(3, d_out),
+        input_bias: vec![0.0; d],
+        normalization: Normalization::None,
+        skip: None,
+    })
+    .unwrap()
+}
+
+#[test]
+fn transcoders_and_crosscoders_are_scored_and_spliced_at_their_own_sites() {
+    let dir = tempfile::tempdir().unwrap();
+    let (model, corpus) = (base::tiny(), base::corpus(dir.path()));
+    let sites: Vec<Site> = ["blocks.1.ln2.hook_normalized", "blocks.1.hook_mlp_out"]
+        .map(|name| name.parse().unwrap())
+        .to_vec();
+    let out = dir.path().join("stores");
+    let control = Control::hidden();
+    harvest_sites(&model, "tiny", &corpus, (&config(), &sites), &out, &control).unwrap();
+    let mut stores = open_stores(&out).unwrap();
+    let (written, read) = (stores.pop().unwrap(), stores.pop().unwrap());
+    let sequences = 4;
+    let starts: Vec<usize> = read.sequence_starts(true)[..sequences].to_vec();
+    let transcoder: Arc<dyn Dictionary> = Arc::new(wide(32, 32));
+    let crosscoder: Arc<dyn Dictionary> = Arc::new(wide(64, 64));
+    let judged = |dictionary, inputs: &[&ActivationStore], outputs: &[&ActivationStore]| {
+        let sites = Sites {
+            inputs: inputs.to_vec(),
+            outputs: outputs.to_vec(),
+        };
+        cross_entropy_scores(&model, &sites, dictionary, sequences, &control).unwrap()
+    };
+    let one = judged(&transcoder, &[&read], &[&written]);
+    let two = judged(&crosscoder, &[&read, &written], &[&read, &written]);
+    assert_eq!((one.len(), two.len()), (1, 2));
+
+    let rows = |store: &ActivationStore, start: usize| -> Vec<Vec<f32>> {
+        (start..start + 16)
+            .map(|row| store.row(row).to_vec())
+            .collect()
+    };
+    // What each dictionary makes of each sequence, its first position as the model has it.
+    let made = |of_crosscoder: Option<usize>, sequence: usize, clean: &[f32]| -> Vec<f32> {
+        let (x, y) = (
+            rows(&read, starts[sequence]),
+            rows(&written, starts[sequence]),
+        );
+        let mut out = clean.to_vec();
+        for position in 1..16 {
+            let (sae, x, span) = match of_crosscoder {
+                None => (&transcoder, x[position].clone(), 0..32),
+                Some(site) => {
+                    let both = [&x[position][..], &y[position]].concat();
+                    (&crosscoder, both, 32 * site..32 * (site + 1))
+                }
+            };
+            let made = sae.decode(&sae.encode(&x));
+            out[position * 32..(position + 1) * 32].copy_from_slice(&made[span]);
+        }
+        out
+    };
+    let by_hand_at = |store: ActivationStore, of_crosscoder: Option<usize>| {
+        let sequence = Cell::new(0);
+        let setting = Setting {
+            dir: tempfile::tempdir().unwrap(),
+            model: base::tiny(),
+            store,
+        };
+        by_hand(&model, &setting, sequences, |clean| {
+            let number = sequence.replace(sequence.get() + 1);
+            made(of_crosscoder, number, clean)
+        })
+    };
+    let open = |number: usize| open_stores(&out).unwrap().remove(number);
+    let (expected, predictions) = by_hand_at(open(1), None);
+    assert!((one[0].ce_spliced - expected).abs() < 1e-4);
+    for (site, score) in two.iter().enumerate() {
+        let (expected, _) = by_hand_at(open(site), Some(site));
+        assert!(
+            (score.ce_spliced - expected).abs() < 1e-4,
+            "{score:?} {expected}"
+        );
+        assert!((score.ce_clean - one[0].ce_clean).abs() < 1e-6);
+        assert!(score.kl_spliced > 1e-3);
+    }
+
+    // The same by two edits in one run.
+    let (keep, put) = splice_transcoder(transcoder.clone(), 1);
+    let interventions = [
+        Intervention::new(sites[0], keep),
+        Intervention::new(sites[1], put),
+    ];
+    let options = RunOptions {
+        interventions: &interventions,
+        ..RunOptions::default()
+    };
+    let ids: Vec<u32> = (starts[0]..starts[0] + 16)
+        .map(|row| read.token(row))
+        .collect();
+    let run = model.run(Input::tokens(&ids), &options).unwrap();
+    let logits: Vec<f64> = model.logits(run.stream).into_data().iter::<f64>().collect();
+    for (position, logs) in predictions[..14].iter().enumerate() {
+        let logits = &logits[(position + 1) * logs.len()..][..logs.len()];
+        let shift = logits[0] - logs[0];
+        for (logit, log) in logits.iter().zip(logs) {
+            assert!((logit - log - shift).abs() < 1e-3);
+        }
+    }
 }
 
 #[test]

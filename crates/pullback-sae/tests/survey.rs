@@ -13,8 +13,8 @@ use common::base::{Setting, assert_close, assert_has, interrupted_at, setting};
 use common::{random, random_sae};
 use pullback_artifact::Control;
 use pullback_sae::{
-    Dictionary, FeaturePages, Normalization, Passage, Sae, SaeError, SaeParts, Selection, Survey,
-    SurveyConfig, SurveyedFeatures,
+    Dictionary, FeaturePages, Normalization, Passage, Sae, SaeError, SaeParts, Selection, Sites,
+    Survey, SurveyConfig, SurveyedFeatures,
 };
 
 /// Activations of every feature on every normal row, each row encoded alone.
@@ -55,7 +55,7 @@ impl Oracle {
 fn survey(setting: &Setting, sae: &Sae, config: &SurveyConfig) -> Survey {
     let model = Some(&setting.model);
     config
-        .make(sae, &setting.store, model, &Control::hidden())
+        .make(sae, &Sites::of(&setting.store), model, &Control::hidden())
         .unwrap()
 }
 
@@ -355,7 +355,7 @@ fn a_transcoder_of_another_width_and_no_model_are_surveyed_without_logits() {
     );
     let sae = random_sae(5, 32, 64, 6);
     let found = CONFIG
-        .make(&sae, &setting.store, None, &Control::hidden())
+        .make(&sae, &Sites::of(&setting.store), None, &Control::hidden())
         .unwrap();
     assert!(!found.has_logits && found.features[40].promoted.is_empty());
 }
@@ -366,7 +366,7 @@ fn parts_that_do_not_fit_are_refused_and_work_stops_when_asked() {
     let make = |sae: &Sae, config: &SurveyConfig, control: &Control| {
         let model = Some(&setting.model);
         config
-            .make(sae, &setting.store, model, control)
+            .make(sae, &Sites::of(&setting.store), model, control)
             .unwrap_err()
     };
     let sae = random_sae(5, 32, 64, 6);
@@ -393,7 +393,12 @@ fn parts_that_do_not_fit_are_refused_and_work_stops_when_asked() {
     ] {
         let control = interrupted_at(stage, 1);
         // A stage that ends with its first step is stopped at the next one.
-        let result = CONFIG.make(&sae, &setting.store, Some(&setting.model), &control);
+        let result = CONFIG.make(
+            &sae,
+            &Sites::of(&setting.store),
+            Some(&setting.model),
+            &control,
+        );
         match result {
             Err(error) => assert!(
                 matches!(error, SaeError::Interrupted(_)),

@@ -6,7 +6,7 @@ use pullback_model::Model;
 use rayon::prelude::*;
 
 use super::largest::largest;
-use crate::{Dictionary, SaeError};
+use crate::{Dictionary, SaeError, Sites};
 
 /// Logits of one block of features, in numbers.
 const BLOCK: usize = 1 << 23;
@@ -19,15 +19,19 @@ pub(super) struct Effects {
 }
 
 /// `W_U (γ ∘ direction)` of some features, with γ the gains of the final norm, block by block: the `count` tokens at
-/// either end. Control tokens are left out. Where directions are not of the model's width, there are no effects.
+/// either end. Control tokens are left out. Where directions are not of the model's width, there are no effects; of
+/// a crosscoder they are those of its last site.
 pub(super) fn effects(
-    dictionary: &dyn Dictionary,
+    (dictionary, sites): (&dyn Dictionary, &Sites<'_>),
     wanted: &[usize],
     model: &Model,
     count: usize,
     control: &Control,
 ) -> Result<Option<Vec<Effects>>, SaeError> {
-    let d = dictionary.d_out();
+    let d = match sites.outputs[..] {
+        [.., _, last] => last.info().d,
+        _ => dictionary.d_out(),
+    };
     if d != model.config().d_model {
         return Ok(None);
     }
@@ -42,8 +46,10 @@ pub(super) fn effects(
         control.check()?;
         let directions: Vec<f32> = block
             .iter()
-            .flat_map(|&feature| dictionary.direction(feature))
-            .copied()
+            .flat_map(|&feature| {
+                let row = dictionary.direction(feature);
+                row[row.len() - d..].iter().copied()
+            })
             .collect();
         let data = TensorData::new(directions, [block.len(), d]);
         let directions = Tensor::<2>::from_data(data, model.device());

@@ -13,7 +13,8 @@ use super::logits::effects;
 use super::neighbours::nearest;
 use super::passages::{Passage, count_in};
 use super::statistics::{Chosen, Firing, Statistics, sample_size};
-use crate::{Dictionary, SaeError};
+use crate::judge::side_by_side;
+use crate::{Dictionary, SaeError, Sites};
 
 /// How a survey is made.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -137,7 +138,7 @@ pub struct Survey {
 }
 
 impl SurveyConfig {
-    /// Surveys a dictionary in two passes over all normal rows of a store. Without a model nothing is said about
+    /// Surveys a dictionary in two passes over all normal rows of its sites. Without a model nothing is said about
     /// tokens promoted.
     ///
     /// # Errors
@@ -145,14 +146,15 @@ impl SurveyConfig {
     pub fn make(
         &self,
         dictionary: &dyn Dictionary,
-        store: &ActivationStore,
+        sites: &Sites<'_>,
         model: Option<&Model>,
         control: &Control,
     ) -> Result<Survey, SaeError> {
         let m = dictionary.n_features();
-        self.check(dictionary, store)?;
-        let mut rows: Vec<u32> = store.normal_rows(false);
-        rows.extend(store.normal_rows(true));
+        self.check(dictionary, sites)?;
+        let store = sites.first();
+        let mut rows: Vec<u32> = sites.normal_rows(false);
+        rows.extend(sites.normal_rows(true));
         rows.sort_unstable();
         let sample = sample_size(m);
         let mut statistics = Statistics::new(m, self.examples, sample, self.seed);
@@ -160,7 +162,7 @@ impl SurveyConfig {
         each_row(
             "activations",
             dictionary,
-            store,
+            sites,
             &rows,
             control,
             |row, codes| {
@@ -191,7 +193,7 @@ impl SurveyConfig {
             control,
         )?;
         let logits = match model {
-            Some(model) => effects(dictionary, &wanted, model, self.tokens, control)?,
+            Some(model) => effects((dictionary, sites), &wanted, model, self.tokens, control)?,
             None => None,
         };
 
@@ -214,7 +216,7 @@ impl SurveyConfig {
         let densities: Vec<f32> = densities.map(|seen| (count(seen) / n) as f32).collect();
         let l0 = statistics.features.iter().map(count).sum::<f64>() / n;
         drop(statistics);
-        fill(&mut features, dictionary, store, &rows, control)?;
+        fill(&mut features, dictionary, sites, &rows, control)?;
         Ok(Survey {
             tokens: rows.len(),
             coactive_tokens,
@@ -226,14 +228,9 @@ impl SurveyConfig {
         })
     }
 
-    fn check(&self, dictionary: &dyn Dictionary, store: &ActivationStore) -> Result<(), SaeError> {
-        let (d, m) = (store.info().d, dictionary.n_features());
-        if dictionary.d() != d {
-            return Err(SaeError::Option(format!(
-                "the dictionary is of width {}, the store's activations of width {d}",
-                dictionary.d()
-            )));
-        }
+    fn check(&self, dictionary: &dyn Dictionary, sites: &Sites<'_>) -> Result<(), SaeError> {
+        let m = dictionary.n_features();
+        sites.check_inputs(dictionary)?;
         if let SurveyedFeatures::These(features) = &self.features
             && let Some(feature) = features.iter().find(|&&feature| feature >= m)
         {
@@ -310,7 +307,7 @@ impl SurveyConfig {
 fn fill(
     features: &mut [SurveyedFeature],
     dictionary: &dyn Dictionary,
-    store: &ActivationStore,
+    sites: &Sites<'_>,
     rows: &[u32],
     control: &Control,
 ) -> Result<(), SaeError> {
@@ -321,7 +318,7 @@ fn fill(
     each_row(
         "examples",
         dictionary,
-        store,
+        sites,
         rows,
         control,
         |row, codes| {
@@ -344,20 +341,17 @@ fn fill(
 fn each_row(
     stage: &str,
     dictionary: &dyn Dictionary,
-    store: &ActivationStore,
+    sites: &Sites<'_>,
     rows: &[u32],
     control: &Control,
     mut see: impl FnMut(u32, (&[u32], &[f32])),
 ) -> Result<(), SaeError> {
-    let d = store.info().d;
     // A wide dictionary's pre-activations of a chunk may be made at once.
     let chunk = ((1 << 24) / dictionary.n_features().max(1)).clamp(64, 4096);
     let stage = control.stage(stage, rows.len() as u64, "tokens");
-    let mut x = Vec::new();
     for rows in rows.chunks(chunk) {
         control.check()?;
-        x.resize(rows.len() * d, 0.0);
-        store.gather(rows, &mut x);
+        let x = side_by_side(&sites.inputs, rows);
         let codes = positive(dictionary.encode(&x));
         for (token, &row) in rows.iter().enumerate() {
             see(row, codes.token(token));

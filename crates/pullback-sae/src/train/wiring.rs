@@ -1,6 +1,7 @@
 //! Which sites of a feed a dictionary reads, and which it reconstructs.
 
 use pullback_activations::{Feed, Piece};
+use pullback_artifact::Manifest;
 use serde::{Deserialize, Serialize};
 
 use crate::SaeError;
@@ -37,6 +38,20 @@ impl Default for Wiring {
 }
 
 impl Wiring {
+    /// What a dictionary was trained to read and to reconstruct; the manifest's site, where its settings name none.
+    pub fn of(manifest: &Manifest) -> Self {
+        let wiring = manifest
+            .config
+            .get("train")
+            .and_then(|train| train.get("wiring"));
+        match wiring.map(|wiring| serde_json::from_value::<Self>(wiring.clone())) {
+            Some(Ok(wiring)) if !wiring.inputs().is_empty() => wiring,
+            _ => Self::Autoencoder {
+                site: manifest.site.clone(),
+            },
+        }
+    }
+
     /// The sites that are read.
     pub fn inputs(&self) -> Vec<&str> {
         match self {

@@ -16,7 +16,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use pullback_adapters::ResidualAdapter;
 use pullback_model::analysis::PatchPlace;
 use pullback_model::{Intervention, Message, Model, Site};
-use pullback_sae::Splice;
+use pullback_sae::{Sae, Splice, Wiring, splice_transcoder};
 
 use crate::context::{App, NamedModel};
 
@@ -281,14 +281,39 @@ fn interventions(arguments: &Arguments, named: &NamedModel) -> anyhow::Result<Ve
     if let Some(path) = &arguments.splice {
         let (sae, manifest) = pullback_sae::load(path)?;
         manifest.check_model(&named.reference())?;
-        let site = manifest.site.as_deref().unwrap_or_default().parse()?;
-        let splice = Splice {
-            dictionary: Arc::new(sae),
-            first_position: 1,
-        };
-        interventions.push(Intervention::new(site, Arc::new(splice)));
+        interventions.extend(spliced(sae, &Wiring::of(&manifest), named)?);
     }
     Ok(interventions)
+}
+
+/// A dictionary's output in place of what it reconstructs. First positions keep their activations.
+fn spliced(sae: Sae, wiring: &Wiring, named: &NamedModel) -> anyhow::Result<Vec<Intervention>> {
+    let dictionary = Arc::new(sae);
+    let (inputs, outputs) = (wiring.inputs(), wiring.outputs());
+    let ([from], [to]) = (&inputs[..], &outputs[..]) else {
+        bail!(
+            "a crosscoder of {} cannot be spliced into one run: `pullback sae eval` measures the model with each site replaced",
+            inputs.join(", ")
+        );
+    };
+    let (from, to): (Site, Site) = (from.parse()?, to.parse()?);
+    if from == to {
+        let splice = Splice {
+            dictionary,
+            first_position: 1,
+        };
+        return Ok(vec![Intervention::new(from, Arc::new(splice))]);
+    }
+    let order = Site::all(named.model.config());
+    let place = |site: Site| order.iter().position(|other| *other == site);
+    if place(from) >= place(to) {
+        bail!("the transcoder reads {from}, which the model does not make before {to}");
+    }
+    let (read, write) = splice_transcoder(dictionary, 1);
+    Ok(vec![
+        Intervention::new(from, read),
+        Intervention::new(to, write),
+    ])
 }
 
 /// The token ids of all texts.

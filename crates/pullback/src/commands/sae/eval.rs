@@ -4,11 +4,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use pullback_activations::open_stores;
-use pullback_artifact::Manifest;
 use pullback_model::Model;
 use pullback_sae::metrics::{DensityHistogram, ReconstructionMetrics};
 use pullback_sae::{
-    Dictionary, Sae, SaeResult, SiteResult, Sites, TrainConfig, Wiring, cross_entropy_scores,
+    Dictionary, Sae, SaeResult, SiteResult, Sites, Wiring, cross_entropy_scores,
     evaluate_reconstruction, load, load_training,
 };
 
@@ -35,7 +34,7 @@ const SEQUENCES: usize = 48;
 pub(crate) fn run(app: &App, arguments: &Arguments) -> anyhow::Result<()> {
     let stores = open_stores(&arguments.store)?;
     let (sae, manifest) = load(&arguments.sae)?;
-    let sites = Sites::wired(&wiring(&manifest), &stores)?;
+    let sites = Sites::wired(&Wiring::of(&manifest), &stores)?;
     let store = sites.first();
     if let Some(model) = &store.manifest().model {
         manifest.check_model(model)?;
@@ -48,20 +47,6 @@ pub(crate) fn run(app: &App, arguments: &Arguments) -> anyhow::Result<()> {
     result.train_tokens_per_second =
         recorded.map_or(0.0, |recorded| recorded.train_tokens_per_second);
     app.print(&result, || describe(&result))
-}
-
-/// What a dictionary was trained to read and to reconstruct; its site, where its settings do not name it.
-fn wiring(manifest: &Manifest) -> Wiring {
-    let config: Option<TrainConfig> = manifest
-        .config
-        .get("train")
-        .and_then(|config| serde_json::from_value(config.clone()).ok());
-    match config.map(|config| config.wiring) {
-        Some(wiring) if !wiring.inputs().is_empty() => wiring,
-        _ => Wiring::Autoencoder {
-            site: manifest.site.clone(),
-        },
-    }
 }
 
 /// All figures of a dictionary, and the density of each feature: on the stores' training rows, or on the held-out ones where

@@ -9,7 +9,9 @@ use anyhow::{Context as _, bail};
 use pullback_activations::{ActivationStore, open_stores};
 use pullback_artifact::write_atomic;
 use pullback_model::{Model, Tokenizer};
-use pullback_sae::{Dictionary, Passage, SurveyConfig, SurveyedFeature, SurveyedFeatures, load};
+use pullback_sae::{
+    Dictionary, Passage, Sites, SurveyConfig, SurveyedFeature, SurveyedFeatures, Wiring, load,
+};
 use serde_json::{Value, json};
 
 use crate::context::App;
@@ -76,11 +78,8 @@ pub(crate) fn run(app: &App, arguments: &Arguments) -> anyhow::Result<()> {
     }
     let stores = open_stores(&arguments.store)?;
     let (sae, manifest) = load(&arguments.sae)?;
-    let named_site = |store: &&ActivationStore| {
-        manifest.site.as_deref() == Some(&*store.info().site.to_string())
-    };
-    let store = stores.iter().find(named_site).unwrap_or(&stores[0]);
-    manifest.check_site(&store.info().site.to_string())?;
+    let sites = Sites::wired_to_read(&Wiring::of(&manifest), &stores)?;
+    let store = sites.first();
     if let Some(model) = &store.manifest().model {
         manifest.check_model(model)?;
     }
@@ -109,7 +108,7 @@ pub(crate) fn run(app: &App, arguments: &Arguments) -> anyhow::Result<()> {
         seed: arguments.seed,
         ..SurveyConfig::default()
     };
-    let survey = config.make(&sae, store, model, &app.control)?;
+    let survey = config.make(&sae, &sites, model, &app.control)?;
     let text = page::render(&page::Source {
         arguments,
         survey: &survey,
