@@ -46,7 +46,7 @@ fn main() {
                 screening = Some(encode_top_k(&x, &encoder, &bias, k, None).screening);
                 let screened = start.elapsed();
                 let start = Instant::now();
-                black_box(prepared.encode_top_k(&x, k, None));
+                black_box(prepared.encode_top_k(&x, &encoder, &bias, k, None));
                 let prepared = start.elapsed();
                 // The first round warms up.
                 if round > 0 {

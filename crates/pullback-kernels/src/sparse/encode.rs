@@ -5,7 +5,8 @@
 
 use std::any::{Any, TypeId};
 
-use super::prepared::{Screened, Way, screened};
+use super::choose::Screened;
+use super::prepared::{Way, screened};
 use super::{SparseCodes, select_top};
 use crate::simd::vectorized;
 use crate::{Matrix, MatrixMut, Real, Threads, matmul};

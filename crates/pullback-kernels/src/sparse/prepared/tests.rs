@@ -6,19 +6,10 @@ use rand_chacha::ChaCha8Rng;
 
 use super::super::exact::value;
 use super::super::{Candidates, SparseCodes, encode_top_k};
-use super::{PreparedEncoder, Screen, Screened, Way};
+use super::{PreparedEncoder, Screen, Screened, Way, Weights};
 
-fn ways() -> Vec<Way> {
-    let mut ways = vec![Way::Everything, Way::Products];
-    #[cfg(all(
-        target_arch = "x86_64",
-        target_os = "linux",
-        target_pointer_width = "64"
-    ))]
-    if super::tiles::available() {
-        ways.push(Way::Tiles);
-    }
-    ways
+fn ways() -> impl Iterator<Item = Way> {
+    Way::ALL.into_iter().filter(|way| way.is_available())
 }
 
 /// An encoder, and rows for it.
@@ -32,13 +23,12 @@ struct Case {
 
 impl Case {
     fn screened(&self, way: Way, k: usize) -> Screened {
-        Screen::new(way, &self.encoder, &self.bias, self.d).encode(
-            &self.x,
-            &self.encoder,
-            &self.bias,
-            self.d,
-            k,
-        )
+        let weights = Weights {
+            encoder: &self.encoder,
+            bias: &self.bias,
+            d: self.d,
+        };
+        Screen::new(way, weights).encode(&self.x, weights, k)
     }
 
     /// Sorts all values of a row.
@@ -252,7 +242,7 @@ fn shapes_that_fill_no_panel_and_large_k() {
                 assert!(found == expected, "{rows} × {d} × {m}, {way:?}, k {k}");
             }
             let prepared = PreparedEncoder::new(&case.encoder, &case.bias);
-            let found = prepared.encode_top_k(&case.x, k, None);
+            let found = prepared.encode_top_k(&case.x, &case.encoder, &case.bias, k, None);
             assert!(
                 bits(&found.codes) == expected,
                 "prepared, {rows} × {d} × {m}, k {k}"
@@ -268,13 +258,35 @@ fn few_features_are_looked_at_twice() {
     let case = random_case(21, 256, 96, 4096);
     for way in ways() {
         let screening = case.screened(way, 32).screening;
-        if way == Way::Everything {
-            assert_eq!(screening.dense_rows, 256);
-        } else {
-            assert_eq!(screening.dense_rows, 0, "{way:?}");
-            let candidates = screening.candidates_a_row();
-            assert!((32.0..80.0).contains(&candidates), "{way:?}: {candidates}");
+        let most = match way {
+            Way::Everything => {
+                assert_eq!(screening.dense_rows, 256);
+                continue;
+            }
+            Way::Bytes256 | Way::Bytes512 => 250.0,
+            Way::Products | Way::Tiles => 80.0,
+        };
+        assert_eq!(screening.dense_rows, 0, "{way:?}");
+        let candidates = screening.candidates_a_row();
+        assert!((32.0..most).contains(&candidates), "{way:?}: {candidates}");
+    }
+}
+
+#[test]
+fn loose_bounds_are_replaced_by_those_of_better_products() {
+    let mut case = random_case(23, 200, 96, 2048);
+    // Values differ by less than what bf16 can tell apart.
+    for row in case.encoder.chunks_exact_mut(96) {
+        for (i, w) in row.iter_mut().enumerate() {
+            *w = 1e-3 * *w + if i.is_multiple_of(2) { 1.0 } else { -1.0 };
         }
+    }
+    for way in ways() {
+        let found = case.screened(way, 16);
+        assert!(bits(&found.codes) == bits(&case.by_sorting(16)), "{way:?}");
+        assert_eq!(found.screening.rows, 200);
+        let dense = if way == Way::Everything { 200 } else { 0 };
+        assert_eq!(found.screening.dense_rows, dense, "{way:?}");
     }
 }
 
