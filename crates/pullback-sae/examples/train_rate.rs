@@ -7,6 +7,8 @@
 //! no rows for evaluation, so no held-out figures are computed. Rows are like activations of a language model:
 //! correlated, with a few large coordinates.
 
+#![allow(clippy::print_stdout, reason = "what is measured is printed")]
+
 use std::error::Error;
 use std::fs;
 use std::path::Path;
@@ -14,12 +16,17 @@ use std::path::Path;
 use bytemuck::cast_slice;
 use pullback_activations::{ActivationStore, STORE_KIND, StoreInfo};
 use pullback_artifact::{Control, Manifest, PartialDir, write_json};
+use pullback_kernels::allocator::{MiMalloc, keep_freed_memory};
 use pullback_model::Site;
 use pullback_sae::{KindConfig, TrainConfig, train};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
+
+/// The allocator of the program.
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 const D: usize = 576;
 const BATCH: usize = 4096;
@@ -29,6 +36,7 @@ const BATCHES: usize = 8;
 const REPEATS: usize = 3;
 
 fn main() -> Result<(), Box<dyn Error>> {
+    keep_freed_memory();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let dir = tempfile::tempdir()?;
     let store = store(&dir.path().join("store"))?;
