@@ -15,7 +15,7 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use gemm::Parallelism;
-use pullback_kernels::sparse::{PreparedEncoder, Way, encode_top_k, select_top};
+use pullback_kernels::sparse::{PreparedEncoder, Screening, Way, encode_top_k, select_top};
 use pullback_kernels::{Matrix, MatrixMut, Threads, matmul, vectorized};
 use rayon::prelude::*;
 
@@ -55,7 +55,7 @@ fn measure(x: &[f32], encoder: &[f32], bias: &[f32], k: usize, d: usize) {
         .filter_map(|way| Some((way, PreparedEncoder::with_way(way, encoder, bias)?)))
         .collect();
     let mut times = vec![Vec::new(); 3 + prepared.len()];
-    let mut screening = vec![Default::default(); prepared.len()];
+    let mut screening = vec![Screening::default(); prepared.len()];
     // The first round warms up.
     for round in 0..=REPEATS {
         let mut place = 0;

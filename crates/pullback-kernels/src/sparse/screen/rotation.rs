@@ -2,7 +2,7 @@
 //!
 //! A few coordinates of a model's activations are far larger than the rest, and 8 bits a number with one scale a row
 //! would lose all others. Products do not change when both vectors are rotated, and after signs that look random and a
-//! Hadamard transform all coordinates are of about one size (as in QuIP#, arXiv 2402.04396, section 3). Where the width
+//! Hadamard transform all coordinates are of about one size (as in `QuIP#`, arXiv 2402.04396, section 3). Where the width
 //! is no power of two, the first and the last coordinates of the largest power that fits are transformed one after the
 //! other.
 
