@@ -1,6 +1,12 @@
-//! Prints how fast the TopK encoder is, by the dense product and screened, in turn in one run.
+//! Prints how fast the TopK encoder is: by dense products, and screened in each way that this processor has, in turn in
+//! one run.
 //!
-//! `cargo run --release -p pullback-kernels --example encode_rate [-- M [K]]` (only this many features, largest chosen)
+//! `cargo run --release -p pullback-kernels --example encode_rate [-- M [K [D]]]` (only this many features, largest
+//! chosen; width of the rows, 576 if not given)
+//!
+//! *gemm* is the dense product by the `gemm` crate, which a processor without a tile unit would use, and selection; *f32*
+//! that of [`pullback_kernels::matmul`]. All others are with an encoder packed before; *at once* packs it too, and screens
+//! in the way that is usual here.
 //!
 //! Rows are like activations of a language model: correlated, with a few large coordinates, centred. Encoder rows
 //! have length one; half of them lie near rows of the data, as those of a trained dictionary do.
@@ -8,88 +14,114 @@
 use std::hint::black_box;
 use std::time::Instant;
 
-use pullback_kernels::sparse::{PreparedEncoder, encode_top_k, select_top};
+use gemm::Parallelism;
+use pullback_kernels::sparse::{PreparedEncoder, Screening, Way, encode_top_k, select_top};
 use pullback_kernels::{Matrix, MatrixMut, Threads, matmul, vectorized};
 use rayon::prelude::*;
 
 /// How often each side is timed; the median is printed.
 const REPEATS: usize = 5;
-const D: usize = 576;
 const ROWS: usize = 4096;
+/// Rows that a task multiplies in a dense product.
+const TASK: usize = 128;
 
 fn main() {
     let only: Vec<usize> = std::env::args()
         .skip(1)
         .filter_map(|x| x.parse().ok())
         .collect();
-    println!("tokens/s, medians of {REPEATS}; {ROWS} rows of {D}; prepared: packed before");
+    let d = only.get(2).copied().unwrap_or(576);
+    println!("tokens/s, medians of {REPEATS}; {ROWS} rows of {d}; × gemm; candidates a row");
     let mut numbers = Numbers(1);
-    let x = rows(&mut numbers);
+    let x = rows(&mut numbers, d);
     for m in [2048, 4096, 8192, 16384, 32768, 65536, 131_072] {
         if only.first().is_some_and(|&only| only != m) {
             continue;
         }
-        let encoder = encoder(&mut numbers, &x, m);
+        let encoder = encoder(&mut numbers, &x, m, d);
         let bias: Vec<f32> = (0..m).map(|_| 0.1 * numbers.normal()).collect();
         for k in [8, 32, 64, 128] {
-            if only.get(1).is_some_and(|&only| only != k) {
-                continue;
+            if only.get(1).is_none_or(|&only| only == k) {
+                measure(&x, &encoder, &bias, k, d);
             }
-            let mut times = [const { Vec::new() }; 3];
-            let prepared = PreparedEncoder::new(&encoder, &bias);
-            let mut screening = None;
-            for round in 0..=REPEATS {
-                let start = Instant::now();
-                black_box(dense(&x, &encoder, &bias, k));
-                let dense = start.elapsed();
-                let start = Instant::now();
-                screening = Some(encode_top_k(&x, &encoder, &bias, k, None).screening);
-                let screened = start.elapsed();
-                let start = Instant::now();
-                black_box(prepared.encode_top_k(&x, k, None));
-                let prepared = start.elapsed();
-                // The first round warms up.
-                if round > 0 {
-                    for (times, time) in times.iter_mut().zip([dense, screened, prepared]) {
-                        times.push(time.as_secs_f64());
-                    }
-                }
-            }
-            let [dense, screened, prepared] = times.map(|mut times| {
-                times.sort_by(f64::total_cmp);
-                ROWS as f64 / times[times.len() / 2]
-            });
-            let screening = screening.unwrap_or_default();
-            println!(
-                "m {m:6} k {k:3}: dense {dense:8.0}  screened {screened:8.0} {:5.2}×  prepared {prepared:8.0} {:5.2}×  \
-                 candidates {:6.1}  dense rows {}",
-                screened / dense,
-                prepared / dense,
-                screening.candidates_a_row(),
-                screening.dense_rows,
-            );
         }
     }
 }
 
-/// The dense product in `f32`, 64 rows a task, and selection.
-fn dense(x: &[f32], encoder: &[f32], bias: &[f32], k: usize) -> usize {
+fn measure(x: &[f32], encoder: &[f32], bias: &[f32], k: usize, d: usize) {
+    let ways = [Way::Products, Way::Bytes256, Way::Bytes512, Way::Tiles];
+    let prepared: Vec<(Way, PreparedEncoder)> = ways
+        .into_iter()
+        .filter_map(|way| Some((way, PreparedEncoder::with_way(way, encoder, bias)?)))
+        .collect();
+    let mut times = vec![Vec::new(); 3 + prepared.len()];
+    let mut screening = vec![Screening::default(); prepared.len()];
+    // The first round warms up.
+    for round in 0..=REPEATS {
+        let mut place = 0;
+        let mut timed = |work: &mut dyn FnMut()| {
+            let start = Instant::now();
+            work();
+            if round > 0 {
+                times[place].push(start.elapsed().as_secs_f64());
+            }
+            place += 1;
+        };
+        timed(&mut || {
+            black_box(dense(x, encoder, bias, k, d, by_gemm));
+        });
+        timed(&mut || {
+            black_box(dense(x, encoder, bias, k, d, by_matmul));
+        });
+        timed(&mut || {
+            black_box(encode_top_k(x, encoder, bias, k, None));
+        });
+        for ((_, prepared), screening) in prepared.iter().zip(&mut screening) {
+            timed(&mut || {
+                *screening = prepared.encode_top_k(x, encoder, bias, k, None).screening;
+            });
+        }
+    }
+    let rates: Vec<f64> = times
+        .into_iter()
+        .map(|mut times| {
+            times.sort_by(f64::total_cmp);
+            ROWS as f64 / times[times.len() / 2]
+        })
+        .collect();
+    print!(
+        "m {m:6} k {k:3}: gemm {:7.0}  f32 {:5.2}×  at once {:5.2}×",
+        rates[0],
+        rates[1] / rates[0],
+        rates[2] / rates[0],
+        m = bias.len(),
+    );
+    for (((way, _), screening), rate) in prepared.iter().zip(&screening).zip(&rates[3..]) {
+        print!(
+            "  {way:?} {:5.2}× {:4.0}",
+            rate / rates[0],
+            screening.candidates_a_row()
+        );
+        if screening.dense_rows > 0 {
+            print!(" ({} rows whole)", screening.dense_rows);
+        }
+    }
+    println!();
+}
+
+/// A product `out = out + x·encoderᵀ`.
+type Product = fn(&mut [f32], &[f32], &[f32], usize, usize);
+
+/// The dense product in `f32`, a few rows a task, and selection.
+fn dense(x: &[f32], encoder: &[f32], bias: &[f32], k: usize, d: usize, product: Product) -> usize {
     let m = bias.len();
-    x.par_chunks(64 * D)
+    x.par_chunks(TASK * d)
         .map_init(Vec::new, |scratch, x| {
-            let rows = x.len() / D;
-            scratch.resize(rows * m, 0.0);
+            scratch.resize(x.len() / d * m, 0.0);
             for row in scratch.chunks_exact_mut(m) {
                 row.copy_from_slice(bias);
             }
-            matmul(
-                MatrixMut::new(scratch, rows, m, m),
-                Matrix::new(x, rows, D, D),
-                Matrix::new(encoder, m, D, D).transposed(),
-                1.0,
-                1.0,
-                Threads::One,
-            );
+            product(scratch, x, encoder, m, d);
             vectorized(
                 #[inline(always)]
                 || {
@@ -106,13 +138,54 @@ fn dense(x: &[f32], encoder: &[f32], bias: &[f32], k: usize) -> usize {
         .sum()
 }
 
+fn by_matmul(out: &mut [f32], x: &[f32], encoder: &[f32], m: usize, d: usize) {
+    let rows = x.len() / d;
+    matmul(
+        MatrixMut::new(out, rows, m, m),
+        Matrix::new(x, rows, d, d),
+        Matrix::new(encoder, m, d, d).transposed(),
+        1.0,
+        1.0,
+        Threads::One,
+    );
+}
+
+fn by_gemm(out: &mut [f32], x: &[f32], encoder: &[f32], m: usize, d: usize) {
+    let rows = x.len() / d;
+    assert!(out.len() == rows * m && encoder.len() == m * d);
+    // SAFETY: the slices hold these matrices, and none overlaps the one that is written.
+    unsafe {
+        gemm::gemm(
+            rows,
+            m,
+            d,
+            out.as_mut_ptr(),
+            1,
+            m as isize,
+            true,
+            x.as_ptr(),
+            1,
+            d as isize,
+            encoder.as_ptr(),
+            d as isize,
+            1,
+            1.0,
+            1.0,
+            false,
+            false,
+            false,
+            Parallelism::None,
+        );
+    }
+}
+
 /// Rows with 64 common directions of falling weight, noise, and four coordinates with large numbers.
-fn rows(numbers: &mut Numbers) -> Vec<f32> {
-    let common: Vec<f32> = (0..64 * D).map(|_| numbers.normal()).collect();
-    let mut x = vec![0.0; ROWS * D];
-    for row in x.chunks_exact_mut(D) {
+fn rows(numbers: &mut Numbers, d: usize) -> Vec<f32> {
+    let common: Vec<f32> = (0..64 * d).map(|_| numbers.normal()).collect();
+    let mut x = vec![0.0; ROWS * d];
+    for row in x.chunks_exact_mut(d) {
         row.fill_with(|| numbers.normal());
-        for (i, direction) in common.chunks_exact(D).enumerate() {
+        for (i, direction) in common.chunks_exact(d).enumerate() {
             let factor = 2.0 * numbers.normal() / ((i + 1) as f32).sqrt();
             for (x, &c) in row.iter_mut().zip(direction) {
                 *x += factor * c;
@@ -125,12 +198,12 @@ fn rows(numbers: &mut Numbers) -> Vec<f32> {
     x
 }
 
-fn encoder(numbers: &mut Numbers, x: &[f32], m: usize) -> Vec<f32> {
-    let mut encoder = vec![0.0; m * D];
-    for (i, row) in encoder.chunks_exact_mut(D).enumerate() {
+fn encoder(numbers: &mut Numbers, x: &[f32], m: usize, d: usize) -> Vec<f32> {
+    let mut encoder = vec![0.0; m * d];
+    for (i, row) in encoder.chunks_exact_mut(d).enumerate() {
         row.fill_with(|| 4.0 * numbers.normal());
         if i % 2 == 0 {
-            let near = &x[(i / 2 % ROWS) * D..][..D];
+            let near = &x[(i / 2 % ROWS) * d..][..d];
             for (w, &x) in row.iter_mut().zip(near) {
                 *w += x;
             }

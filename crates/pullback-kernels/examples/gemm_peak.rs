@@ -50,6 +50,11 @@ fn main() {
     shapes.push(Shape("loss g·W", [128, 49152, 576], input));
     shapes.push(Shape("SAE x·Wᵀ", [4096, 576, 8192], ahead));
     shapes.push(Shape("SAE x·Wᵀ", [4096, 576, 16384], ahead));
+    for rows in [512, 1024, 2048, 4096] {
+        shapes.push(Shape("SAE z·W", [rows, 8192, 576], input));
+        shapes.push(Shape("SAE g·Wᵀ", [rows, 576, 8192], ahead));
+        shapes.push(Shape("SAE zᵀ·g", [8192, rows, 576], weight));
+    }
     for rows in [64, 128, 256] {
         shapes.push(Shape("SAE part", [rows, 576, 8192], ahead));
     }

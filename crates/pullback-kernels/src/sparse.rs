@@ -3,6 +3,7 @@
 //! A batch of sparse codes is a compressed-row matrix, token × feature ([`SparseCodes`]). Matrices of a
 //! dictionary are kept one row a feature, so that every touch reads neighbouring memory.
 
+mod choose;
 mod codes;
 mod encode;
 mod exact;
@@ -13,6 +14,6 @@ mod select;
 
 pub use codes::{ByFeature, SparseCodes};
 pub use encode::{Candidates, Encoded, Screening, encode_each, encode_top_k, encode_where};
-pub use prepared::PreparedEncoder;
+pub use prepared::{PreparedEncoder, Way};
 pub use product::{add_scaled, decode, dot, dots_with_rows};
 pub use select::select_top;

@@ -5,7 +5,8 @@
 
 use std::any::{Any, TypeId};
 
-use super::prepared::{Screened, Way, screened};
+use super::choose::Screened;
+use super::prepared::{Way, screened};
 use super::{SparseCodes, select_top};
 use crate::simd::vectorized;
 use crate::{Matrix, MatrixMut, Real, Threads, matmul};
@@ -89,6 +90,7 @@ pub fn encode_top_k<T: Real>(
         x,
         encoder,
         bias,
+        ROWS,
         #[inline(always)]
         |pre| select_rows(pre, m, k, candidates),
     );
@@ -179,10 +181,16 @@ pub fn encode_each<T: Real>(
     bias: &[T],
     code: impl Fn(usize, T) -> T + Sync,
 ) -> SparseCodes<T> {
-    entries(x, encoder, bias, |feature, pre| {
-        let code = code(feature, pre);
-        (code > T::zero()).then_some(code)
-    })
+    entries(
+        x,
+        encoder,
+        bias,
+        #[inline(always)]
+        |feature, pre| {
+            let code = code(feature, pre);
+            (code > T::zero(), code)
+        },
+    )
 }
 
 /// Pre-activations of `x [n, d]` that `keep`, called with the feature and the pre-activation, wants.
@@ -195,35 +203,62 @@ pub fn encode_where<T: Real>(
     bias: &[T],
     keep: impl Fn(usize, T) -> bool + Sync,
 ) -> SparseCodes<T> {
-    entries(x, encoder, bias, |feature, pre| {
-        keep(feature, pre).then_some(pre)
-    })
+    entries(
+        x,
+        encoder,
+        bias,
+        #[inline(always)]
+        |feature, pre| (keep(feature, pre), pre),
+    )
 }
 
-/// What `entry` makes of each pre-activation, where it makes something.
+/// What `entry` makes of each pre-activation, where it says that this is an entry.
 fn entries<T: Real>(
     x: &[T],
     encoder: &[T],
     bias: &[T],
-    entry: impl Fn(usize, T) -> Option<T> + Sync,
+    entry: impl Fn(usize, T) -> (bool, T) + Sync,
 ) -> SparseCodes<T> {
+    /// Pre-activations that are passed over together.
+    const GROUP: usize = 16;
+    /// Pre-activations that a task holds.
+    const HELD: usize = 1 << 21;
     let m = bias.len();
-    let parts = each_part(x, encoder, bias, |pre| {
-        let mut codes = SparseCodes::new();
-        let (mut places, mut values) = (Vec::new(), Vec::new());
-        for row in pre.chunks_exact(m) {
-            places.clear();
-            values.clear();
-            for (feature, &pre) in row.iter().enumerate() {
-                if let Some(value) = entry(feature, pre) {
-                    places.push(feature as u32);
-                    values.push(value);
+    // With more rows the encoder is packed more seldom.
+    let rows = (HELD / m).clamp(ROWS, 4 * ROWS);
+    let parts = each_part(
+        x,
+        encoder,
+        bias,
+        rows,
+        #[inline(always)]
+        |pre| {
+            let mut codes = SparseCodes::new();
+            let (mut places, mut values) = (vec![0; m], vec![T::zero(); m]);
+            for row in pre.chunks_exact(m) {
+                let mut count = 0;
+                for (group, pre) in row.chunks(GROUP).enumerate() {
+                    let mut any = false;
+                    for (i, &pre) in pre.iter().enumerate() {
+                        any |= entry(group * GROUP + i, pre).0;
+                    }
+                    if !any {
+                        continue;
+                    }
+                    // No choices: where many features are active, none could be foreseen.
+                    for (i, &pre) in pre.iter().enumerate() {
+                        let feature = group * GROUP + i;
+                        let (is_one, value) = entry(feature, pre);
+                        places[count] = feature as u32;
+                        values[count] = value;
+                        count += usize::from(is_one);
+                    }
                 }
+                codes.push(&places[..count], &values[..count]);
             }
-            codes.push(&places, &values);
-        }
-        codes
-    });
+            codes
+        },
+    );
     let mut all = SparseCodes::new();
     for part in &parts {
         all.append(part);
@@ -231,18 +266,19 @@ fn entries<T: Real>(
     all
 }
 
-/// What `work` makes of the pre-activations `[rows, m]` of a few rows after the other.
+/// What `work` makes of the pre-activations `[a_task, m]` of so many rows, one part after the other.
 fn each_part<T: Real, P: Send>(
     x: &[T],
     encoder: &[T],
     bias: &[T],
+    a_task: usize,
     work: impl Fn(&[T]) -> P + Sync,
 ) -> Vec<P> {
     let (m, d) = (bias.len(), width(x, encoder, bias));
-    x.par_chunks(ROWS * d)
+    x.par_chunks(a_task * d)
         .map_init(Vec::new, |scratch, x| {
             let rows = x.len() / d;
-            scratch.resize(ROWS * m, T::zero());
+            scratch.resize(a_task * m, T::zero());
             let pre = &mut scratch[..rows * m];
             for row in pre.chunks_exact_mut(m) {
                 row.copy_from_slice(bias);

@@ -1,9 +1,13 @@
-//! TopK in `f32`: screening, then the exact values of what is left.
+//! TopK in `f32`: screening in the way the processor is good at, then the exact values of what is left.
+
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rayon::prelude::*;
 
+use super::choose::{Screened, Wanted, Weights, choose};
 use super::encode::{ROWS, among, width};
-use super::exact::value;
+#[cfg(target_arch = "x86_64")]
+use super::screen::bytes;
 #[cfg(all(
     target_arch = "x86_64",
     target_os = "linux",
@@ -11,88 +15,138 @@ use super::exact::value;
 ))]
 use super::screen::tiles;
 use super::screen::{Block, Bounds, Lengths, PANEL, from_products, units_of_value};
-use super::{Candidates, Encoded, Screening, SparseCodes, select_top};
-use crate::simd::{prefetch, vectorized};
+use super::{Candidates, Encoded};
+use crate::simd::vectorized;
 use crate::{Matrix, MatrixMut, Threads, matmul};
 
 /// Rows for which computing everything costs less than looking at the encoder twice.
 const FEW: usize = 8;
 /// Rows a task takes at most where products are cheap.
 const TASK: usize = 512;
+/// Where more than one row in so many is not screened, all are screened by better products.
+const LOOSE: usize = 32;
 
-/// How features are screened. What comes out does not depend on it.
+/// How features are screened. The codes do not depend on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Way {
-    /// Not at all.
+pub enum Way {
+    /// Not at all: all values are computed.
     Everything,
     /// By the dense product in `f32`.
     Products,
-    /// By one product of bf16 on the tile unit.
-    #[cfg(all(
-        target_arch = "x86_64",
-        target_os = "linux",
-        target_pointer_width = "64"
-    ))]
+    /// By one product of 8-bit integers with AVX-VNNI, 256 bits wide.
+    Bytes256,
+    /// By one product of 8-bit integers with AVX-512 VNNI.
+    Bytes512,
+    /// By one product of bf16 on the tile unit (AMX-BF16).
     Tiles,
 }
 
 impl Way {
+    /// All ways.
+    pub const ALL: [Self; 5] = [
+        Self::Everything,
+        Self::Products,
+        Self::Bytes256,
+        Self::Bytes512,
+        Self::Tiles,
+    ];
+
+    /// Whether this processor has the instructions.
+    pub fn is_available(self) -> bool {
+        match self {
+            Self::Everything | Self::Products => true,
+            #[cfg(target_arch = "x86_64")]
+            Self::Bytes256 => bytes::Vectors::Avx2.available(),
+            #[cfg(target_arch = "x86_64")]
+            Self::Bytes512 => bytes::Vectors::Avx512.available(),
+            #[cfg(all(
+                target_arch = "x86_64",
+                target_os = "linux",
+                target_pointer_width = "64"
+            ))]
+            Self::Tiles => tiles::available(),
+            #[allow(unreachable_patterns, reason = "on other processors these are left")]
+            _ => false,
+        }
+    }
+
     /// The fastest one that this processor has.
     pub(super) fn for_shape(rows: usize, d: usize, m: usize, k: usize) -> Self {
         if rows <= FEW {
             return Self::Everything;
         }
-        #[cfg(all(
-            target_arch = "x86_64",
-            target_os = "linux",
-            target_pointer_width = "64"
-        ))]
-        if rows >= PANEL && d >= PANEL && m >= 16 * PANEL && k <= m / 8 && tiles::available() {
-            return Self::Tiles;
-        }
-        let _ = (d, m, k);
-        Self::Products
+        let large = rows >= PANEL && d >= PANEL && m >= 16 * PANEL && k <= m / 8;
+        let ways = [Self::Tiles, Self::Bytes512, Self::Bytes256];
+        let found = ways.into_iter().find(|way| large && way.is_available());
+        found.unwrap_or(Self::Products)
     }
 }
 
-/// An encoder that is ready to encode several times: what screening needs of it is kept, which is half its size.
+/// What screening keeps of an encoder, to encode several times: half its size with AMX, a quarter with VNNI.
 #[derive(Clone, Debug)]
-pub struct PreparedEncoder<'a> {
-    encoder: &'a [f32],
-    bias: &'a [f32],
+pub struct PreparedEncoder {
     d: usize,
+    features: usize,
     screen: Screen,
 }
 
-impl<'a> PreparedEncoder<'a> {
+impl PreparedEncoder {
     /// Of `encoder [m, d]` (one row a feature) and `bias [m]`.
     ///
     /// # Panics
     /// If the shapes do not agree.
-    pub fn new(encoder: &'a [f32], bias: &'a [f32]) -> Self {
+    pub fn new(encoder: &[f32], bias: &[f32]) -> Self {
         let d = width(&[], encoder, bias);
         let way = Way::for_shape(usize::MAX, d, bias.len(), 1);
-        Self {
-            encoder,
-            bias,
+        Self::of_screen(
+            Screen::new(way, Weights { encoder, bias, d }),
+            bias.len(),
             d,
-            screen: Screen::new(way, encoder, bias, d),
+        )
+    }
+
+    /// The same with a way of screening; none where the processor lacks it.
+    ///
+    /// # Panics
+    /// If the shapes do not agree.
+    pub fn with_way(way: Way, encoder: &[f32], bias: &[f32]) -> Option<Self> {
+        let d = width(&[], encoder, bias);
+        way.is_available().then(|| {
+            Self::of_screen(
+                Screen::new(way, Weights { encoder, bias, d }),
+                bias.len(),
+                d,
+            )
+        })
+    }
+
+    fn of_screen(screen: Screen, features: usize, d: usize) -> Self {
+        Self {
+            d,
+            features,
+            screen,
         }
     }
 
-    /// What [`encode_top_k`](super::encode_top_k) of this encoder would give.
+    /// What [`encode_top_k`](super::encode_top_k) of this encoder gives; `encoder` and `bias` must hold the numbers that
+    /// this was made of.
     ///
     /// # Panics
-    /// If the rows of `x` are not of the encoder's width.
+    /// If the shapes do not agree with each other or with those this was made of.
     pub fn encode_top_k(
         &self,
         x: &[f32],
+        encoder: &[f32],
+        bias: &[f32],
         k: usize,
         candidates: Option<Candidates<'_>>,
     ) -> Encoded<f32> {
-        let (encoder, bias, d) = (self.encoder, self.bias, self.d);
-        width(x, encoder, bias);
-        let Screened { codes, screening } = self.screen.encode(x, encoder, bias, d, k);
+        let d = width(x, encoder, bias);
+        assert!(
+            d == self.d && bias.len() == self.features,
+            "encode: prepared for another encoder"
+        );
+        let Screened { codes, screening } = self.screen.encode(x, Weights { encoder, bias, d }, k);
         Encoded {
             codes,
             among: candidates.map(|candidates| among(x, encoder, bias, d, candidates)),
@@ -101,17 +155,11 @@ impl<'a> PreparedEncoder<'a> {
     }
 }
 
-/// Codes, and what they took.
-#[derive(Debug)]
-pub(super) struct Screened {
-    pub(super) codes: SparseCodes<f32>,
-    pub(super) screening: Screening,
-}
-
 /// The `k` largest of each row.
 pub(super) fn screened(way: Way, x: &[f32], encoder: &[f32], bias: &[f32], k: usize) -> Screened {
     let d = encoder.len() / bias.len();
-    Screen::new(way, encoder, bias, d).encode(x, encoder, bias, d, k)
+    let weights = Weights { encoder, bias, d };
+    Screen::new(way, weights).encode(x, weights, k)
 }
 
 /// What a way needs of an encoder.
@@ -119,6 +167,15 @@ pub(super) fn screened(way: Way, x: &[f32], encoder: &[f32], bias: &[f32], k: us
 enum Screen {
     Everything,
     Products(Bounds),
+    /// Products of rounded numbers; where their bounds are too loose, those in `f32`.
+    Rounded(Rounded, Bounds),
+}
+
+/// An encoder in fewer bits.
+#[derive(Clone, Debug)]
+enum Rounded {
+    #[cfg(target_arch = "x86_64")]
+    Bytes(bytes::Packed),
     #[cfg(all(
         target_arch = "x86_64",
         target_os = "linux",
@@ -127,12 +184,54 @@ enum Screen {
     Tiles(tiles::Packed),
 }
 
+impl Rounded {
+    /// None where the way has no such form, or this processor or shape lacks it.
+    fn new(way: Way, Weights { encoder, bias, d }: Weights<'_>) -> Option<Self> {
+        match way {
+            #[cfg(target_arch = "x86_64")]
+            Way::Bytes256 | Way::Bytes512 => {
+                let vectors = if way == Way::Bytes512 {
+                    bytes::Vectors::Avx512
+                } else {
+                    bytes::Vectors::Avx2
+                };
+                bytes::Packed::new(vectors, encoder, bias, d).map(Self::Bytes)
+            }
+            #[cfg(all(
+                target_arch = "x86_64",
+                target_os = "linux",
+                target_pointer_width = "64"
+            ))]
+            Way::Tiles => tiles::Packed::new(encoder, bias, d).map(Self::Tiles),
+            _ => {
+                let _ = (encoder, bias, d);
+                None
+            }
+        }
+    }
+
+    fn screen(&self, scratch: &mut Scratch, x: &[f32], k: usize) {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Bytes(packed) => packed.screen(&mut scratch.block, &mut scratch.bytes, x, k),
+            #[cfg(all(
+                target_arch = "x86_64",
+                target_os = "linux",
+                target_pointer_width = "64"
+            ))]
+            Self::Tiles(packed) => packed.screen(&mut scratch.block, &mut scratch.tiles, x, k),
+        }
+    }
+}
+
 /// What one thread needs.
 #[derive(Debug, Default)]
 struct Scratch {
     block: Block,
     lengths: Vec<Lengths>,
     products: Vec<f32>,
+    #[cfg(target_arch = "x86_64")]
+    bytes: bytes::Scratch,
     #[cfg(all(
         target_arch = "x86_64",
         target_os = "linux",
@@ -143,110 +242,120 @@ struct Scratch {
 }
 
 impl Screen {
-    fn new(way: Way, encoder: &[f32], bias: &[f32], d: usize) -> Self {
-        match way {
-            Way::Everything => Self::Everything,
-            #[cfg(all(
-                target_arch = "x86_64",
-                target_os = "linux",
-                target_pointer_width = "64"
-            ))]
-            Way::Tiles => tiles::Packed::new(encoder, bias, d)
-                .map_or_else(|| Self::new(Way::Products, encoder, bias, d), Self::Tiles),
-            Way::Products => {
-                let mut lengths = vec![Lengths::default(); bias.len()];
-                lengths
-                    .par_chunks_mut(ROWS)
-                    .zip(encoder.par_chunks(ROWS * d))
-                    .for_each(|(lengths, rows)| measure_whole(lengths, rows, d));
-                // The tile unit's product of three parts, or one rounding for each position.
-                let units = (200 + d) as f64 + units_of_value(d);
-                Self::Products(Bounds::new(&lengths, bias, d, units))
-            }
+    fn new(way: Way, weights: Weights<'_>) -> Self {
+        if way == Way::Everything {
+            return Self::Everything;
+        }
+        let Weights { encoder, bias, d } = weights;
+        let mut lengths = vec![Lengths::default(); bias.len()];
+        lengths
+            .par_chunks_mut(ROWS)
+            .zip(encoder.par_chunks(ROWS * d))
+            .for_each(|(lengths, rows)| measure_whole(lengths, rows, d));
+        // The tile unit's product of three parts, or one rounding for each position.
+        let units = (200 + d) as f64 + units_of_value(d);
+        let bounds = Bounds::new(&lengths, bias, d, units);
+        match Rounded::new(way, weights) {
+            Some(rounded) => Self::Rounded(rounded, bounds),
+            None => Self::Products(bounds),
         }
     }
 
-    fn encode(&self, x: &[f32], encoder: &[f32], bias: &[f32], d: usize, k: usize) -> Screened {
+    fn encode(&self, x: &[f32], weights: Weights<'_>, k: usize) -> Screened {
+        let d = weights.d;
         let rows = x.len() / d;
+        let threads = rayon::current_num_threads();
         let a_task = match self {
-            Self::Everything => rows.div_ceil(4 * rayon::current_num_threads()),
+            Self::Everything => rows.div_ceil(4 * threads),
             Self::Products(_) => ROWS,
-            #[cfg(all(
-                target_arch = "x86_64",
-                target_os = "linux",
-                target_pointer_width = "64"
-            ))]
-            Self::Tiles(_) => rows
-                .div_ceil(2 * rayon::current_num_threads())
-                .next_multiple_of(PANEL)
-                .min(TASK),
+            Self::Rounded(..) => rows.div_ceil(2 * threads).next_multiple_of(PANEL).min(TASK),
         };
+        let loose = AtomicBool::new(false);
         let parts: Vec<Screened> = x
             .par_chunks(a_task.max(1) * d)
             .map_init(Scratch::default, |scratch, x| {
-                self.encode_part(scratch, x, encoder, bias, d, k)
+                self.encode_part(scratch, x, weights, k, &loose)
             })
             .collect();
-        let mut all = Screened {
-            codes: SparseCodes::new(),
-            screening: Screening::default(),
-        };
+        let mut all = Screened::none();
         for part in &parts {
-            all.codes.append(&part.codes);
-            all.screening.add(part.screening);
+            all.append(part);
         }
         all
     }
 
+    /// Sets `loose`, or finds it set, where rounded products leave too much.
     fn encode_part(
         &self,
         scratch: &mut Scratch,
         x: &[f32],
-        encoder: &[f32],
-        bias: &[f32],
-        d: usize,
+        weights: Weights<'_>,
         k: usize,
+        loose: &AtomicBool,
     ) -> Screened {
-        let rows = x.len() / d;
-        let block = &mut scratch.block;
+        let rows = x.len() / weights.d;
         match self {
-            Self::Everything => {
-                return vectorized(
-                    #[inline(always)]
-                    || {
-                        let nothing = (0..rows).map(|_| None);
-                        choose(x, encoder, bias, d, k, nothing, &mut scratch.wanted)
-                    },
-                );
+            Self::Everything => vectorized(
+                #[inline(always)]
+                || {
+                    let nothing = (0..rows).map(|_| None);
+                    choose(x, weights, k, nothing, &mut scratch.wanted)
+                },
+            ),
+            Self::Products(bounds) => by_products(bounds, scratch, x, weights, k),
+            Self::Rounded(rounded, bounds) => {
+                if !loose.load(Ordering::Relaxed) {
+                    rounded.screen(scratch, x, k);
+                    let dense = scratch.block.dense_rows();
+                    if dense * LOOSE <= rows {
+                        return chosen(scratch, x, weights, k);
+                    }
+                    if 2 * dense > rows {
+                        loose.store(true, Ordering::Relaxed);
+                    }
+                }
+                let mut all = Screened::none();
+                for x in x.chunks(ROWS * weights.d) {
+                    all.append(&by_products(bounds, scratch, x, weights, k));
+                }
+                all
             }
-            Self::Products(bounds) => {
-                let (m, stride) = (bias.len(), bounds.panels() * PANEL);
-                scratch.products.resize(rows * stride, 0.0);
-                matmul(
-                    MatrixMut::new(&mut scratch.products, rows, m, stride),
-                    Matrix::new(x, rows, d, d),
-                    Matrix::new(encoder, m, d, d).transposed(),
-                    0.0,
-                    1.0,
-                    Threads::One,
-                );
-                scratch.lengths.resize(rows, Lengths::default());
-                measure_whole(&mut scratch.lengths, x, d);
-                block.begin(bounds, k, &scratch.lengths);
-                from_products(block, bounds, &scratch.products);
-            }
-            #[cfg(all(
-                target_arch = "x86_64",
-                target_os = "linux",
-                target_pointer_width = "64"
-            ))]
-            Self::Tiles(packed) => packed.screen(block, &mut scratch.tiles, x, k),
         }
-        vectorized(
-            #[inline(always)]
-            || choose(x, encoder, bias, d, k, block.end(), &mut scratch.wanted),
-        )
     }
+}
+
+/// A few rows screened by the dense product in `f32`.
+fn by_products(
+    bounds: &Bounds,
+    scratch: &mut Scratch,
+    x: &[f32],
+    weights: Weights<'_>,
+    k: usize,
+) -> Screened {
+    let Weights { encoder, bias, d } = weights;
+    let (rows, m, stride) = (x.len() / d, bias.len(), bounds.panels() * PANEL);
+    scratch.products.resize(rows * stride, 0.0);
+    matmul(
+        MatrixMut::new(&mut scratch.products, rows, m, stride),
+        Matrix::new(x, rows, d, d),
+        Matrix::new(encoder, m, d, d).transposed(),
+        0.0,
+        1.0,
+        Threads::One,
+    );
+    scratch.lengths.resize(rows, Lengths::default());
+    measure_whole(&mut scratch.lengths, x, d);
+    scratch.block.begin(bounds, k, &scratch.lengths);
+    from_products(&mut scratch.block, bounds, &scratch.products);
+    chosen(scratch, x, weights, k)
+}
+
+/// The choice from what the block has left.
+fn chosen(scratch: &mut Scratch, x: &[f32], weights: Weights<'_>, k: usize) -> Screened {
+    vectorized(
+        #[inline(always)]
+        || choose(x, weights, k, scratch.block.end(), &mut scratch.wanted),
+    )
 }
 
 /// Lengths of rows of which everything is kept.
@@ -259,112 +368,6 @@ fn measure_whole(lengths: &mut [Lengths], rows: &[f32], d: usize) {
             }
         },
     );
-}
-
-/// Values that are to be computed for a few rows.
-#[derive(Debug, Default)]
-struct Wanted {
-    /// Features, one row after the other.
-    features: Vec<u32>,
-    /// The row of each.
-    rows: Vec<u32>,
-    /// Their places, by feature: neighbours share rows of the encoder.
-    order: Vec<u32>,
-    values: Vec<f32>,
-    /// Where each bucket of `order` goes on.
-    next: Vec<u32>,
-}
-
-/// Values before one is computed that its numbers are asked for.
-const AHEAD: usize = 3;
-/// Buckets of features by which values are ordered.
-const BUCKETS: usize = 4096;
-
-impl Wanted {
-    /// Computes all values, those of a bucket of neighbouring features together: a row of the encoder then comes from
-    /// memory once for several rows of `x`.
-    #[inline(always)]
-    fn compute(&mut self, x: &[f32], encoder: &[f32], bias: &[f32], d: usize) {
-        let width = bias.len().div_ceil(BUCKETS).next_power_of_two();
-        let shift = width.trailing_zeros();
-        self.next.clear();
-        self.next.resize(BUCKETS + 1, 0);
-        for &feature in &self.features {
-            self.next[(feature >> shift) as usize + 1] += 1;
-        }
-        for i in 0..BUCKETS {
-            self.next[i + 1] += self.next[i];
-        }
-        self.order.resize(self.features.len(), 0);
-        for (place, &feature) in self.features.iter().enumerate() {
-            let next = &mut self.next[(feature >> shift) as usize];
-            self.order[*next as usize] = place as u32;
-            *next += 1;
-        }
-        self.values.resize(self.features.len(), 0.0);
-        for (number, &place) in self.order.iter().enumerate() {
-            if let Some(&soon) = self.order.get(number + AHEAD) {
-                let (row, i) = (self.rows[soon as usize], self.features[soon as usize]);
-                prefetch(&encoder[i as usize * d..][..d]);
-                prefetch(&x[row as usize * d..][..d]);
-            }
-            let place = place as usize;
-            let (row, i) = (self.rows[place] as usize, self.features[place] as usize);
-            self.values[place] = value(&x[row * d..][..d], &encoder[i * d..][..d], bias[i]);
-        }
-    }
-}
-
-/// Computes what is left of each row, all of it where nothing was left out, and chooses.
-#[inline(always)]
-fn choose<'a>(
-    x: &[f32],
-    encoder: &[f32],
-    bias: &[f32],
-    d: usize,
-    k: usize,
-    left: impl Iterator<Item = Option<&'a [u32]>>,
-    wanted: &mut Wanted,
-) -> Screened {
-    let mut ends = Vec::new();
-    wanted.features.clear();
-    wanted.rows.clear();
-    for (row, left) in left.enumerate() {
-        if let Some(features) = left {
-            wanted.features.extend_from_slice(features);
-            wanted.rows.resize(wanted.features.len(), row as u32);
-        }
-        ends.push(left.map(|_| wanted.features.len()));
-    }
-    wanted.compute(x, encoder, bias, d);
-    let mut screening = Screening {
-        rows: ends.len(),
-        candidates: wanted.features.len(),
-        dense_rows: 0,
-    };
-    let mut codes = SparseCodes::new();
-    let (mut places, mut chosen, mut whole) = (Vec::new(), Vec::new(), Vec::new());
-    let mut start = 0;
-    for (x, end) in x.chunks_exact(d).zip(ends) {
-        places.clear();
-        chosen.clear();
-        if let Some(end) = end {
-            select_top(&wanted.values[start..end], k, &mut places, &mut chosen);
-            for place in &mut places {
-                *place = wanted.features[start + *place as usize];
-            }
-            start = end;
-        } else {
-            screening.dense_rows += 1;
-            whole.clear();
-            for (row, &bias) in encoder.chunks_exact(d).zip(bias) {
-                whole.push(value(x, row, bias));
-            }
-            select_top(&whole, k, &mut places, &mut chosen);
-        }
-        codes.push(&places, &chosen);
-    }
-    Screened { codes, screening }
 }
 
 #[cfg(test)]

@@ -3,11 +3,15 @@
 use rayon::prelude::*;
 
 use super::SparseCodes;
-use crate::Real;
 use crate::simd::vectorized;
+use crate::{Matrix, MatrixMut, Real, Threads, matmul};
 
 /// Tokens worked on by one task.
 const TOKENS: usize = 64;
+/// Share of entries that are active from which a dense product is faster.
+const DENSE: f64 = 0.1;
+/// Tokens and features of one dense product.
+const DENSE_BLOCK: [usize; 2] = [256, 2048];
 
 /// Dot product in 32 running sums: enough independent chains to keep the vector units busy.
 ///
@@ -58,6 +62,13 @@ pub fn add_scaled<T: Real>(out: &mut [T], factor: T, row: &[T]) {
 /// If a feature has no row.
 pub fn decode<T: Real>(codes: &SparseCodes<T>, rows: &[T], bias: &[T]) -> Vec<T> {
     let d = bias.len();
+    let m = rows.len() / d.max(1);
+    if codes.active() as f64 > DENSE * (codes.tokens() * m) as f64
+        && codes.tokens() >= TOKENS
+        && m >= TOKENS
+    {
+        return decode_densely(codes, rows, bias);
+    }
     let mut out = vec![T::zero(); codes.tokens() * d];
     out.par_chunks_mut(TOKENS * d)
         .enumerate()
@@ -75,6 +86,51 @@ pub fn decode<T: Real>(codes: &SparseCodes<T>, rows: &[T], bias: &[T]) -> Vec<T>
                     }
                 },
             );
+        });
+    out
+}
+
+/// The same by dense products of blocks of tokens and features. Each is made by one thread, so that sums do not depend on
+/// how many there are.
+fn decode_densely<T: Real>(codes: &SparseCodes<T>, rows: &[T], bias: &[T]) -> Vec<T> {
+    let (d, m) = (bias.len(), rows.len() / bias.len());
+    let [tokens, width] = DENSE_BLOCK;
+    let mut out = bias.repeat(codes.tokens());
+    out.par_chunks_mut(tokens * d)
+        .enumerate()
+        .for_each_init(Vec::new, |dense, (chunk, out)| {
+            let count = out.len() / d;
+            let mut next = vec![0; count];
+            for start in (0..m).step_by(width) {
+                let width = width.min(m - start);
+                dense.clear();
+                dense.resize(count * width, T::zero());
+                for (place, (next, dense)) in next
+                    .iter_mut()
+                    .zip(dense.chunks_exact_mut(width))
+                    .enumerate()
+                {
+                    let (features, values) = codes.token(chunk * tokens + place);
+                    while let Some(&feature) = features.get(*next)
+                        && (feature as usize) < start + width
+                    {
+                        dense[feature as usize - start] = values[*next];
+                        *next += 1;
+                    }
+                }
+                matmul(
+                    MatrixMut::new(out, count, d, d),
+                    Matrix::new(dense, count, width, width),
+                    Matrix::new(&rows[start * d..], width, d, d),
+                    T::one(),
+                    T::one(),
+                    Threads::One,
+                );
+            }
+            for (place, next) in next.into_iter().enumerate() {
+                let (features, _) = codes.token(chunk * tokens + place);
+                assert!(next == features.len(), "decode: a feature has no row");
+            }
         });
     out
 }
@@ -190,5 +246,31 @@ mod tests {
             }
         }
         assert_eq!(entry, encoded.codes.active());
+    }
+
+    #[test]
+    fn codes_that_are_not_sparse_decode_as_others_do() {
+        let (n, m, d) = (300, 2100, 20);
+        let mut rng = ChaCha8Rng::seed_from_u64(4);
+        let mut random = |count: usize| -> Vec<f64> {
+            (0..count).map(|_| rng.random_range(-1.0..1.0)).collect()
+        };
+        let (rows, offset, dense) = (random(m * d), random(d), random(n * m));
+        let mut codes = SparseCodes::new();
+        for row in dense.chunks_exact(m) {
+            let active = (0..m as u32).filter(|&i| row[i as usize] > 0.0);
+            let features: Vec<u32> = active.collect();
+            let values: Vec<f64> = features.iter().map(|&i| row[i as usize]).collect();
+            codes.push(&features, &values);
+        }
+        let decoded = decode(&codes, &rows, &offset);
+        for t in 0..n {
+            for j in 0..d {
+                let sum: f64 = (0..m)
+                    .map(|i| dense[t * m + i].max(0.0) * rows[i * d + j])
+                    .sum();
+                assert!((decoded[t * d + j] - offset[j] - sum).abs() < 1e-10);
+            }
+        }
     }
 }

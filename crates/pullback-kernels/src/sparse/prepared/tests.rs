@@ -6,19 +6,10 @@ use rand_chacha::ChaCha8Rng;
 
 use super::super::exact::value;
 use super::super::{Candidates, SparseCodes, encode_top_k};
-use super::{PreparedEncoder, Screen, Screened, Way};
+use super::{PreparedEncoder, Screen, Screened, Way, Weights};
 
-fn ways() -> Vec<Way> {
-    let mut ways = vec![Way::Everything, Way::Products];
-    #[cfg(all(
-        target_arch = "x86_64",
-        target_os = "linux",
-        target_pointer_width = "64"
-    ))]
-    if super::tiles::available() {
-        ways.push(Way::Tiles);
-    }
-    ways
+fn ways() -> impl Iterator<Item = Way> {
+    Way::ALL.into_iter().filter(|way| way.is_available())
 }
 
 /// An encoder, and rows for it.
@@ -32,36 +23,43 @@ struct Case {
 
 impl Case {
     fn screened(&self, way: Way, k: usize) -> Screened {
-        Screen::new(way, &self.encoder, &self.bias, self.d).encode(
-            &self.x,
-            &self.encoder,
-            &self.bias,
-            self.d,
-            k,
-        )
+        let weights = Weights {
+            encoder: &self.encoder,
+            bias: &self.bias,
+            d: self.d,
+        };
+        Screen::new(way, weights).encode(&self.x, weights, k)
     }
 
-    /// Sorts all values of a row.
-    fn by_sorting(&self, k: usize) -> SparseCodes<f32> {
-        let mut codes = SparseCodes::new();
-        for x in self.x.chunks_exact(self.d) {
-            let values: Vec<f32> = self
-                .encoder
-                .chunks_exact(self.d)
-                .zip(&self.bias)
-                .map(|(row, &bias)| value(x, row, bias))
-                .collect();
-            let mut order: Vec<u32> = (0..values.len() as u32)
-                .filter(|&i| values[i as usize] > 0.0)
-                .collect();
-            order.sort_by(|&a, &b| values[b as usize].total_cmp(&values[a as usize]));
-            order.truncate(k);
-            order.sort_unstable();
-            let values: Vec<f32> = order.iter().map(|&i| values[i as usize]).collect();
-            codes.push(&order, &values);
-        }
-        codes
+    /// All values, row by row.
+    fn values(&self) -> Vec<f32> {
+        let rows = self.x.chunks_exact(self.d);
+        rows.flat_map(|x| {
+            let features = self.encoder.chunks_exact(self.d).zip(&self.bias);
+            features.map(move |(row, &bias)| value(x, row, bias))
+        })
+        .collect()
     }
+
+    fn by_sorting(&self, k: usize) -> SparseCodes<f32> {
+        sorted(&self.values(), self.bias.len(), k)
+    }
+}
+
+/// Sorts all values of each row.
+fn sorted(values: &[f32], m: usize, k: usize) -> SparseCodes<f32> {
+    let mut codes = SparseCodes::new();
+    for values in values.chunks_exact(m) {
+        let mut order: Vec<u32> = (0..m as u32)
+            .filter(|&i| values[i as usize] > 0.0)
+            .collect();
+        order.sort_by(|&a, &b| values[b as usize].total_cmp(&values[a as usize]));
+        order.truncate(k);
+        order.sort_unstable();
+        let values: Vec<f32> = order.iter().map(|&i| values[i as usize]).collect();
+        codes.push(&order, &values);
+    }
+    codes
 }
 
 fn bits(codes: &SparseCodes<f32>) -> (Vec<u32>, Vec<u32>, Vec<usize>) {
@@ -220,8 +218,9 @@ fn hard_cases() -> Vec<Case> {
 #[test]
 fn every_way_finds_what_sorting_finds() {
     for case in hard_cases() {
-        for k in [1, 8, 33, 130] {
-            let expected = bits(&case.by_sorting(k));
+        let values = case.values();
+        for k in [1, 33, 130] {
+            let expected = bits(&sorted(&values, case.bias.len(), k));
             for way in ways() {
                 let found = case.screened(way, k);
                 assert!(
@@ -245,14 +244,15 @@ fn shapes_that_fill_no_panel_and_large_k() {
         (300, 40, 3000),
     ] {
         let case = random_case(20, rows, d, m);
+        let values = case.values();
         for k in [0, 1, 7, m / 8, m / 2, m, m + 5] {
-            let expected = bits(&case.by_sorting(k));
+            let expected = bits(&sorted(&values, m, k));
             for way in ways() {
                 let found = bits(&case.screened(way, k).codes);
                 assert!(found == expected, "{rows} × {d} × {m}, {way:?}, k {k}");
             }
             let prepared = PreparedEncoder::new(&case.encoder, &case.bias);
-            let found = prepared.encode_top_k(&case.x, k, None);
+            let found = prepared.encode_top_k(&case.x, &case.encoder, &case.bias, k, None);
             assert!(
                 bits(&found.codes) == expected,
                 "prepared, {rows} × {d} × {m}, k {k}"
@@ -268,13 +268,36 @@ fn few_features_are_looked_at_twice() {
     let case = random_case(21, 256, 96, 4096);
     for way in ways() {
         let screening = case.screened(way, 32).screening;
-        if way == Way::Everything {
-            assert_eq!(screening.dense_rows, 256);
-        } else {
-            assert_eq!(screening.dense_rows, 0, "{way:?}");
-            let candidates = screening.candidates_a_row();
-            assert!((32.0..80.0).contains(&candidates), "{way:?}: {candidates}");
+        let most = match way {
+            Way::Everything => {
+                assert_eq!(screening.dense_rows, 256);
+                continue;
+            }
+            Way::Bytes256 | Way::Bytes512 => 250.0,
+            Way::Products | Way::Tiles => 80.0,
+        };
+        assert_eq!(screening.dense_rows, 0, "{way:?}");
+        let candidates = screening.candidates_a_row();
+        assert!((32.0..most).contains(&candidates), "{way:?}: {candidates}");
+    }
+}
+
+#[test]
+fn loose_bounds_are_replaced_by_those_of_better_products() {
+    let mut case = random_case(23, 80, 96, 1024);
+    // Values differ by less than what bf16 can tell apart.
+    for row in case.encoder.chunks_exact_mut(96) {
+        for (i, w) in row.iter_mut().enumerate() {
+            *w = 1e-3 * *w + if i.is_multiple_of(2) { 1.0 } else { -1.0 };
         }
+    }
+    let expected = bits(&case.by_sorting(16));
+    for way in ways() {
+        let found = case.screened(way, 16);
+        assert!(bits(&found.codes) == expected, "{way:?}");
+        assert_eq!(found.screening.rows, 80);
+        let dense = if way == Way::Everything { 80 } else { 0 };
+        assert_eq!(found.screening.dense_rows, dense, "{way:?}");
     }
 }
 

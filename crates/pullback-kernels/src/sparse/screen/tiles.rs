@@ -1,10 +1,9 @@
 //! Scores by one product on the tile unit, of the numbers rounded to bf16.
 
-use std::arch::x86_64::{_CMP_GE_OQ, _mm512_cmp_ps_mask, _mm512_loadu_ps, _mm512_set1_ps};
-
 use rayon::prelude::*;
 
-use super::{Block, Bounds, Lengths, PANEL, Reached, units_of_value};
+use super::reached::Masks;
+use super::{Block, Bounds, Lengths, PANEL, units_of_value};
 use crate::matmul::amx::{
     self, HIGH_AHEAD, Operand, STEP, Side, Sums, TileRow, Tiles, pack_panel, step_rows,
 };
@@ -99,6 +98,8 @@ impl Packed {
     /// The unit must be available, and `rows` hold whole panels of `steps` steps.
     #[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,fma")]
     unsafe fn multiply(&self, block: &mut Block, rows: &[TileRow], steps: usize) {
+        // SAFETY: the unit is there only together with AVX-512.
+        let masks = unsafe { Masks::new() };
         let panel_rows = steps * step_rows(1);
         let mut sums = Sums([0.0; PANEL * PANEL]);
         let mut before = None;
@@ -131,21 +132,21 @@ impl Packed {
                     if let Some((panel, i)) = before {
                         let first = part * PANEL / parts;
                         let sums = &sums.0[first * PANEL..][..PANEL / parts * PANEL];
-                        block.take(&self.bounds, panel, i * PANEL + first, sums, PANEL, Masks);
+                        block.take(&self.bounds, panel, i * PANEL + first, sums, PANEL, masks);
                     }
                 }
                 if let Some((panel, i)) = before
                     && i + 1 == count
                 {
-                    block.done(panel, Masks);
+                    block.done(panel, masks);
                 }
                 tiles.store(&mut sums);
                 before = Some((panel, i));
             }
         }
         if let Some((panel, i)) = before {
-            block.take(&self.bounds, panel, i * PANEL, &sums.0, PANEL, Masks);
-            block.done(panel, Masks);
+            block.take(&self.bounds, panel, i * PANEL, &sums.0, PANEL, masks);
+            block.done(panel, masks);
         }
         drop(tiles);
     }
@@ -173,24 +174,4 @@ fn high(x: f32) -> f32 {
     let bits = if up & EXPONENT == EXPONENT { bits } else { up } & 0xffff_0000;
     let kept = f32::from_bits(bits);
     if bits & EXPONENT == 0 { 0.0 } else { kept }
-}
-
-/// With masks of AVX-512.
-#[derive(Clone, Copy, Debug)]
-struct Masks;
-
-impl Reached for Masks {
-    #[inline(always)]
-    fn reached(self, numbers: &[f32; PANEL], bound: f32) -> u32 {
-        // SAFETY: used by code for the tile unit alone, which is there only together with AVX-512; both loads lie in
-        // the array.
-        unsafe {
-            let bound = _mm512_set1_ps(bound);
-            let [low, high] = [0, 16].map(|start| {
-                let numbers = _mm512_loadu_ps(numbers.as_ptr().add(start));
-                u32::from(_mm512_cmp_ps_mask::<_CMP_GE_OQ>(numbers, bound))
-            });
-            low | high << 16
-        }
-    }
 }
