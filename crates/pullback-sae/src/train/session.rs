@@ -6,7 +6,7 @@ use pullback_activations::{Feed, Piece, Position};
 use pullback_artifact::{Control, Manifest, PartialDir, write_json};
 
 use super::checkpoint::{self, Checkpoint, Found, Progress};
-use super::start::{initial, variance};
+use super::start::{choose_scale, initial, variance};
 use super::units::{Units, in_units_of_activations};
 use super::wiring::{Wires, joined};
 use super::{CurvePoint, SAE_KIND, TrainConfig, Trained, Training, Wiring};
@@ -86,7 +86,13 @@ impl Session {
             )));
         }
         let mut parameters = initial((&x, target), &wires, &config, &*kind);
-        kind.prepare(&mut parameters, &x[..rows.min(PREPARED_ROWS) * wires.d()]);
+        let prepared = rows.min(PREPARED_ROWS);
+        let rows = Rows::pairs(
+            &x[..prepared * wires.d()],
+            &target[..prepared * wires.d_out()],
+        );
+        choose_scale(&mut parameters, &config, &rows, variance);
+        kind.prepare(&mut parameters, rows.x);
 
         let mut dir = PartialDir::open(out)?;
         let mut found = Found::Nothing;

@@ -5,12 +5,13 @@ use rand_chacha::ChaCha8Rng;
 
 use super::{DecoderNorm, TrainConfig, Wires};
 use crate::kinds::Kind;
-use crate::learn::{Lengths, Parameters};
+use crate::learn::{Lengths, Parameters, Rows, Step, batch};
 
 /// Rows that the geometric median is taken of.
 const MEDIAN_ROWS: usize = 4096;
-/// Length of a decoder row at the start where it is free (`SAELens`'s `decoder_init_norm`).
-const FREE_LENGTH: f32 = 0.1;
+/// Length of a decoder row at the start where it is free: Adam's steps are then as long beside it as beside one of length
+/// one. (`SAELens` starts at 0.1, `decoder_init_norm`.)
+const FREE_LENGTH: f32 = 1.0;
 
 /// Variance of rows of width `d` about their mean, summed over coordinates.
 pub(super) fn variance(rows: &[f32], d: usize) -> f64 {
@@ -104,6 +105,50 @@ pub(super) fn initial(
         lengths,
         extras: kind.extras(m),
     }
+}
+
+/// Scales the encoder of the start, so that the features reconstruct the rows as well as such a start can.
+///
+/// With rows of length one the codes of random features are far too long: thousands of directions that overlap, and each
+/// says the whole of what they share. Training then has to shorten them first, and features die meanwhile. The best of
+/// the powers of `2^-½` down to 1/16 is taken, each with the thresholds that the kind gives it. Where the decoder knows
+/// nothing of the encoder, as in a transcoder, the best would be none at all, and the scale is left.
+pub(super) fn choose_scale(
+    parameters: &mut Parameters<f32>,
+    config: &TrainConfig,
+    rows: &Rows<'_, f32>,
+    variance: f64,
+) {
+    if !config.wiring.is_same() {
+        return;
+    }
+    let scaled = |scale: f32| {
+        let mut scaled = parameters.clone();
+        for x in scaled.encoder.iter_mut().chain(&mut scaled.encoder_bias) {
+            *x *= scale;
+        }
+        scaled
+    };
+    let step = Step {
+        variance,
+        dead: &[],
+        sparsity: 0.0,
+    };
+    let loss = |scale: f32| {
+        let mut at = scaled(scale);
+        let mut kind = config.kind.build(config.aux(at.d_out));
+        kind.prepare(&mut at, rows.x);
+        batch(&mut *kind, &at, rows, &step).reconstruction
+    };
+    let mut best = (f64::INFINITY, 1.0);
+    for power in 0..=8_u8 {
+        let scale = 0.5_f32.powf(f32::from(power) / 2.0);
+        let loss = loss(scale);
+        if loss < best.0 {
+            best = (loss, scale);
+        }
+    }
+    *parameters = scaled(best.1);
 }
 
 fn unit_rows(rng: &mut ChaCha8Rng, m: usize, d: usize) -> Vec<f32> {
