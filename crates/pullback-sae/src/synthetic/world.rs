@@ -1,5 +1,6 @@
 //! An endless stream of activations of known features.
 
+use pullback_activations::FeedSite;
 use pullback_artifact::Control;
 use pullback_kernels::sparse::{SparseCodes, decode};
 use rand::SeedableRng;
@@ -8,6 +9,7 @@ use rand_distr::{Distribution, StandardNormal};
 use rayon::prelude::*;
 
 use super::directions::{directions, mean_largest};
+use super::feed::SITE;
 use super::firing::Firing;
 use super::{Forest, WorldConfig};
 use crate::SaeError;
@@ -56,6 +58,7 @@ pub struct World {
     directions: Vec<f32>,
     bias: Vec<f32>,
     overlap: f64,
+    site: FeedSite,
 }
 
 impl World {
@@ -86,6 +89,10 @@ impl World {
                 .iter()
                 .map(|x| (x / length * config.bias) as f32)
                 .collect(),
+            site: FeedSite {
+                name: SITE.to_owned(),
+                d: config.d,
+            },
             config: config.clone(),
             forest,
             firing,
@@ -153,6 +160,11 @@ impl World {
             rows: decode(&codes, &self.directions, &self.bias),
             codes,
         }
+    }
+
+    /// The only place that activations are of.
+    pub(super) fn site(&self) -> &FeedSite {
+        &self.site
     }
 
     #[cfg(test)]

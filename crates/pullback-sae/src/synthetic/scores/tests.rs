@@ -167,7 +167,6 @@ fn an_encoder_of_orthogonal_truth_is_scored_as_such() {
     config.hierarchy.depth = 1;
     config.rarest = 0.02;
     config.overlap = Some(2e-3);
-    config.bias = 0.0;
     let world = World::new(&config, &Control::hidden()).unwrap();
     let sae = |factor: f32| {
         Sae::new(SaeParts {
@@ -189,8 +188,19 @@ fn an_encoder_of_orthogonal_truth_is_scored_as_such() {
     assert!(scores.f1 > 0.999 && scores.mcc > 1.0 - 1e-6 && scores.uniqueness == 1.0);
     assert!(scores.explained_variance > 0.9999);
     let (half, _) = score(&sae(0.5), &world, 1, &Control::hidden()).unwrap();
-    let found = [half.shrinkage, half.magnitude_ratio];
-    assert!(found.iter().all(|x| (x - 0.5).abs() < 0.01), "{found:?}");
+    assert!((half.magnitude_ratio - 0.5).abs() < 0.01);
+    // Everything but the bias is halved.
+    let rows = world.held_out(0).rows;
+    let ratios = rows.chunks_exact(48).map(|row| {
+        let (mut squares, mut halved) = (0.0, 0.0);
+        for (&x, &b) in row.iter().zip(world.bias()) {
+            squares += f64::from(x).powi(2);
+            halved += f64::from(0.5 * (x + b)).powi(2);
+        }
+        (halved / squares).sqrt()
+    });
+    let expected = ratios.sum::<f64>() / scores.rows as f64;
+    assert!(expected < 0.7 && (half.shrinkage - expected).abs() < 2e-3);
     // With the error of a half everywhere, a quarter of the second moment is left.
     assert!(half.explained_variance < 0.75);
     let error = score(&sae(1.0), &world, 0, &Control::hidden()).unwrap_err();
