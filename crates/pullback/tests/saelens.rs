@@ -19,8 +19,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use pullback_activations::ActivationStore;
-use safetensors::tensor::TensorView;
 use safetensors::Dtype;
+use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
 
 /// The version that the formats were written against.
@@ -95,7 +95,8 @@ fn harvest(dir: &Path, model: &str) -> ActivationStore {
         }
         fs::write(dir.join(format!("corpus/{document:02}.txt")), text).unwrap();
     }
-    let arguments = "--text corpus --at 1.resid_post --tokens 3000 --held-out 512 --context 32 -o store";
+    let arguments =
+        "--text corpus --at 1.resid_post --tokens 3000 --held-out 512 --context 32 -o store";
     let arguments: Vec<&str> = ["harvest", model]
         .into_iter()
         .chain(arguments.split(' '))
@@ -114,7 +115,10 @@ fn python(dir: &Path) -> PathBuf {
         .args(["-m", "venv"])
         .arg(&venv)
         .status();
-    assert!(done.unwrap().success(), "python3 makes no virtual environment");
+    assert!(
+        done.unwrap().success(),
+        "python3 makes no virtual environment"
+    );
     let python = venv.join("bin/python");
     let done = Command::new(&python)
         .args(["-m", "pip", "install", "--quiet", SAELENS])
@@ -165,7 +169,11 @@ fn saelens_reads_every_kind_and_computes_the_same() {
             }
             succeeds(output);
             let to = dir.join(to);
-            fs::copy(dir.join(format!("{kind}-codes")), to.join("codes.safetensors")).unwrap();
+            fs::copy(
+                dir.join(format!("{kind}-codes")),
+                to.join("codes.safetensors"),
+            )
+            .unwrap();
             fs::copy(
                 dir.join(format!("{kind}-output")),
                 to.join("output.safetensors"),
@@ -201,8 +209,14 @@ fn saelens_reads_every_kind_and_computes_the_same() {
     for line in &lines {
         let number = |key: &str| line[key].as_f64().unwrap();
         assert!(line["same_support"] == true, "{line}");
-        assert!(number("codes") <= 1e-5 && number("output") <= 1e-5, "{line}");
+        assert!(
+            number("codes") <= 1e-5 && number("output") <= 1e-5,
+            "{line}"
+        );
         // Something is active, and not everything.
-        assert!(number("l0") > 0.5 && number("l0") < FEATURES as f64 * 0.9, "{line}");
+        assert!(
+            number("l0") > 0.5 && number("l0") < FEATURES as f64 * 0.9,
+            "{line}"
+        );
     }
 }

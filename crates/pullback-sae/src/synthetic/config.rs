@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::Forest;
 use crate::SaeError;
 
 /// Trees of features: a child fires only when its parent does.
@@ -126,6 +127,11 @@ impl WorldConfig {
                 self.rarest + (self.most_frequent - self.rarest) * place
             })
             .collect()
+    }
+
+    /// Mean number of features that fire at a time, among the first `features`.
+    pub fn true_l0(&self, features: usize) -> f64 {
+        Forest::new(self).l0(features)
     }
 
     /// Refuses what makes no world.

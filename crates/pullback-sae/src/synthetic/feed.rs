@@ -48,7 +48,7 @@ impl Feed for World {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
-    use pullback_activations::{Feed, Piece, Position, read_ahead};
+    use pullback_activations::{Extent, Feed, Piece, Position, read_ahead};
     use pullback_artifact::Control;
 
     use crate::synthetic::{PIECE_ROWS, World, WorldConfig};
@@ -61,11 +61,15 @@ mod tests {
         let mut all = Vec::new();
         (0..3).for_each(|number| all.extend(world.piece(number).rows));
         // From the middle of the first piece into the third.
-        let from = Position {
-            piece: 0,
-            row: 1000,
+        let extent = Extent {
+            from: Position {
+                piece: 0,
+                row: 1000,
+            },
+            known: None,
+            rows: 9000,
         };
-        let read = read_ahead(&world, from, &control, |reader| {
+        let read = read_ahead(&world, extent, &control, |reader| {
             let mut out = Piece::default();
             let mut rows = Vec::new();
             for _ in 0..3 {

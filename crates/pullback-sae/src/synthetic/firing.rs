@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use pullback_kernels::sparse::SparseCodes;
+use pullback_kernels::{Matrix, Threads, product};
 use rand::Rng;
 use rand_distr::{Distribution, StandardNormal};
 
@@ -159,33 +161,54 @@ impl Firing {
         });
     }
 
-    /// The features that fire in one activation with their magnitudes, ascending, into `fired`.
-    pub(super) fn sample(&self, rng: &mut impl Rng, fired: &mut Vec<(u32, f32)>) {
-        fired.clear();
-        let factors: Vec<f64> = (0..self.rank).map(|_| normal(rng)).collect();
-        // A feature whose children are still to be drawn, with the ratio of its magnitude to its mean.
+    /// What fires in each of so many activations: features ascending, with their magnitudes.
+    pub(super) fn sample(&self, rows: usize, rng: &mut impl Rng) -> SparseCodes<f32> {
+        let mut codes = SparseCodes::new();
+        let factors: Vec<f64> = (0..rows * self.rank).map(|_| normal(rng)).collect();
+        // The common parts of all draws that are always made, at once.
+        let common = product(
+            Matrix::new(&factors, rows, self.rank, self.rank),
+            Matrix::new(
+                &self.loadings[..self.free * self.rank],
+                self.free,
+                self.rank,
+                self.rank,
+            )
+            .transposed(),
+            Threads::One,
+        );
+        let mut fired: Vec<(u32, f32)> = Vec::new();
+        // Features whose children are still to be drawn, with the ratio of their magnitude to their mean.
         let mut open: Vec<(u32, f64)> = Vec::new();
-        for draw in &self.draws[..self.free] {
-            self.decide(draw, 1.0, &factors, rng, fired, &mut open);
-        }
-        while let Some((parent, ratio)) = open.pop() {
-            for draw in &self.draws[self.opened[parent as usize].clone()] {
-                self.decide(draw, ratio, &factors, rng, fired, &mut open);
+        for row in 0..rows {
+            fired.clear();
+            let common = &common[row * self.free..(row + 1) * self.free];
+            for (draw, &common) in self.draws.iter().zip(common) {
+                self.decide(draw, (common, 1.0), rng, &mut fired, &mut open);
             }
+            let factors = &factors[row * self.rank..(row + 1) * self.rank];
+            while let Some((parent, ratio)) = open.pop() {
+                for draw in &self.draws[self.opened[parent as usize].clone()] {
+                    let common = dot(&self.loadings[draw.loading.clone()], factors);
+                    self.decide(draw, (common, ratio), rng, &mut fired, &mut open);
+                }
+            }
+            fired.sort_unstable_by_key(|(feature, _)| *feature);
+            let (features, values): (Vec<u32>, Vec<f32>) = fired.iter().copied().unzip();
+            codes.push(&features, &values);
         }
-        fired.sort_unstable_by_key(|(feature, _)| *feature);
+        codes
     }
 
+    /// Makes a draw with this common part, for features whose parent has this ratio of its magnitude to its mean.
     fn decide(
         &self,
         draw: &Draw,
-        ratio: f64,
-        factors: &[f64],
+        (common, ratio): (f64, f64),
         rng: &mut impl Rng,
         fired: &mut Vec<(u32, f32)>,
         open: &mut Vec<(u32, f64)>,
     ) {
-        let common = dot(&self.loadings[draw.loading.clone()], factors);
         let g = common + draw.rest * normal(rng);
         let Some(outcome) = draw.outcomes.iter().find(|outcome| g > outcome.above) else {
             return;

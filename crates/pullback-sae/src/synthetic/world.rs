@@ -142,14 +142,7 @@ impl World {
             .into_par_iter()
             .map(|block| {
                 let mut rng = random(self.config.seed, purpose, first.wrapping_add(block));
-                let mut codes = SparseCodes::new();
-                let mut fired = Vec::new();
-                for _ in 0..BLOCK_ROWS {
-                    self.firing.sample(&mut rng, &mut fired);
-                    let (features, values): (Vec<u32>, Vec<f32>) = fired.iter().copied().unzip();
-                    codes.push(&features, &values);
-                }
-                codes
+                self.firing.sample(BLOCK_ROWS, &mut rng)
             })
             .collect();
         let mut codes = SparseCodes::new();
