@@ -25,7 +25,7 @@ fn text(dir: &Path, arguments: &str) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-const SMALL: &str = "--truth 64 --d 24 --trees 4 --depth 1 --features 32 --k 4 --tokens 60000 --batch 256 --judge 8192 --seeds 2";
+const SMALL: &str = "--truth 64 --d 24 --trees 4 --depth 1 --features 32 --k 4 --tokens 100000 --batch 64 --judge 8192 --seeds 2";
 
 #[test]
 fn kinds_are_compared_on_the_same_worlds() {

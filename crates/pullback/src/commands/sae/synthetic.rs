@@ -34,10 +34,10 @@ pub(crate) struct Arguments {
     )]
     kinds: Vec<String>,
     /// Number of true features
-    #[arg(long, value_name = "N", default_value_t = 2048)]
+    #[arg(long, value_name = "N", default_value_t = 1024)]
     truth: usize,
     /// Width of the activations
-    #[arg(long, value_name = "N", default_value_t = 256)]
+    #[arg(long, value_name = "N", default_value_t = 128)]
     d: usize,
     /// Features of the dictionaries; default: a quarter of the true ones
     #[arg(long)]
@@ -61,7 +61,7 @@ pub(crate) struct Arguments {
     #[arg(long)]
     overlap: Option<f64>,
     /// Activations to train on
-    #[arg(long, default_value_t = 4_000_000)]
+    #[arg(long, default_value_t = 2_000_000)]
     tokens: usize,
     /// Rows in a batch
     #[arg(long, default_value_t = 1024)]
@@ -152,6 +152,9 @@ impl Arguments {
             Some(k) => k,
             None => (world.true_l0(features).round() as usize).max(1),
         };
+        if k == 0 || k > features {
+            bail!("k is {k}, it must be between 1 and the {features} features");
+        }
         let Some(last) = self.seed.checked_add(self.seeds - 1) else {
             bail!(
                 "--seed {} leaves no room for {} seeds",

@@ -15,81 +15,83 @@ use crate::context::App;
 const FIRST: f64 = 0.25;
 const RATIO: f64 = 3.0;
 const TRIES: i32 = 6;
-/// Share of the tokens of a training that a trial has.
+/// Share of the tokens of a training that those trials have.
 const SHARE: usize = 4;
+/// A weight changes by no more than this factor from one trial to the next.
+const MOST: f64 = 3.0;
 
-/// The weight of each kind that needs one, from short trainings on the first seed's activations: first a coarse row of
-/// weights, then one between the two that enclose the wanted L0, and what follows from the nearest two by a straight line
-/// of logarithms.
+/// The weight of each kind that needs one, from trainings on the first seed's activations. Short ones with a coarse row of
+/// weights tell where the wanted L0 is and how fast it falls; two of full length, since L0 falls while a dictionary trains,
+/// correct the weight by a straight line of logarithms.
 pub(super) fn search(
     app: &App,
     wanted: &Wanted,
     place: &Path,
 ) -> anyhow::Result<BTreeMap<String, f64>> {
-    let kinds: Vec<&String> = wanted
-        .kinds
-        .iter()
-        .filter(|kind| wanted.needs_weight(kind))
-        .collect();
-    let mut found = BTreeMap::new();
+    let kinds = wanted.kinds.iter().filter(|kind| wanted.needs_weight(kind));
+    let kinds: Vec<&String> = kinds.collect();
     if kinds.is_empty() {
-        return Ok(found);
+        return Ok(BTreeMap::new());
     }
     let seed = wanted.seeds[0];
     let world = World::new(&wanted.world(seed), &app.control)?;
-    let k = wanted.k as f64;
-    // L0 by the logarithm of the weight, ascending in the weight.
-    let mut seen: BTreeMap<&String, Vec<(f64, f64)>> = BTreeMap::new();
-    let first: Vec<(&String, f64)> = kinds
-        .iter()
-        .flat_map(|&kind| (0..TRIES).map(move |i| (kind, FIRST * RATIO.powi(i))))
-        .collect();
-    let mut trials = first;
-    for round in 0..3 {
+    // Logarithms of the L0 that these weights lead to.
+    let tried = |round: usize, trials: &[(&String, f64)], share: usize| {
         app.control.say(&format!(
-            "looking for the weights of sparsity losses: {} short trainings",
+            "looking for the weights of sparsity losses: {} trainings",
             trials.len()
         ));
         let mut jobs = Vec::with_capacity(trials.len());
-        for (number, &(kind, weight)) in trials.iter().enumerate() {
-            let mut config = wanted.training(kind, Some(weight), seed)?;
-            config.tokens = config.tokens.map(|tokens| tokens / SHARE);
+        for (number, &(kind, log)) in trials.iter().enumerate() {
+            let mut config = wanted.training(kind, Some(log.exp()), seed)?;
+            config.tokens = config.tokens.map(|tokens| tokens / share);
             let out = place.join(format!("{round}-{number}"));
             remove_existing(&out)?;
             jobs.push(Job { config, out });
         }
         let trained = train_all(&world, &jobs, &app.control, &mut |_, _| Ok(()))?;
-        for (&(kind, weight), trained) in trials.iter().zip(&trained) {
+        let l0 = trained.iter().map(|trained| {
             let (scores, _) = score(&trained.sae, &world, 2, &app.control)?;
-            let seen = seen.entry(kind).or_default();
-            seen.push((weight.ln(), scores.l0));
-            seen.sort_by(|a, b| a.0.total_cmp(&b.0));
-        }
-        trials.clear();
-        for (kind, seen) in &seen {
-            let Some(between) = seen.windows(2).find(|pair| pair[0].1 >= k && pair[1].1 < k) else {
-                let reached: Vec<String> = seen
-                    .iter()
-                    .map(|(weight, l0)| format!("{l0:.1} at {:.2}", weight.exp()))
-                    .collect();
-                bail!(
-                    "no weight of the sparsity loss brings {kind} to {k} active features: L0 was {}; \
-                     leave it out of --kinds or ask for another --k",
-                    reached.join(", ")
-                );
-            };
-            let [(low, many), (high, few)] = [between[0], between[1]];
-            let (many, few) = (many.ln(), few.max(1e-3).ln());
-            let share = (many - k.ln()) / (many - few);
-            let weight = (low + share * (high - low)).exp();
-            if round < 2 {
-                trials.push((kind, weight));
-            } else {
-                found.insert((*kind).clone(), weight);
-            }
+            Ok(scores.l0.max(1e-3).ln())
+        });
+        l0.collect::<anyhow::Result<Vec<f64>>>()
+    };
+    let aim = (wanted.k as f64).ln();
+    let coarse: Vec<(&String, f64)> = kinds
+        .iter()
+        .flat_map(|&kind| (0..TRIES).map(move |i| (kind, FIRST.ln() + RATIO.ln() * f64::from(i))))
+        .collect();
+    let l0 = tried(0, &coarse, SHARE)?;
+    let mut trials = Vec::new();
+    let mut slopes = Vec::new();
+    for (trials_of, l0) in coarse.chunks(TRIES as usize).zip(l0.chunks(TRIES as usize)) {
+        let Some(at) = l0.windows(2).position(|l0| l0[0] >= aim && l0[1] < aim) else {
+            let reached = trials_of.iter().zip(l0);
+            let reached: Vec<String> = reached
+                .map(|((_, log), l0)| format!("{:.1} at {:.2}", l0.exp(), log.exp()))
+                .collect();
+            bail!(
+                "no weight of the sparsity loss brings {} to {} active features: L0 was {}; leave it out of --kinds or ask \
+                 for another --k or more --tokens",
+                trials_of[0].0,
+                wanted.k,
+                reached.join(", ")
+            );
+        };
+        let slope = (l0[at + 1] - l0[at]) / RATIO.ln();
+        slopes.push(slope);
+        trials.push((trials_of[at].0, trials_of[at].1 + (aim - l0[at]) / slope));
+    }
+    for round in 1..=2 {
+        let l0 = tried(round, &trials, 1)?;
+        for ((trial, slope), l0) in trials.iter_mut().zip(&slopes).zip(l0) {
+            trial.1 += ((aim - l0) / slope).clamp(-MOST.ln(), MOST.ln());
         }
     }
     // Trials are of no use any more.
     std::fs::remove_dir_all(place)?;
-    Ok(found)
+    Ok(trials
+        .into_iter()
+        .map(|(kind, log)| (kind.clone(), log.exp()))
+        .collect())
 }
