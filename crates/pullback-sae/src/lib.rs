@@ -10,6 +10,7 @@
 //! - [`FeaturePages`]: top activating examples and logit weights of chosen features.
 //! - [`SurveyConfig`]: the same and more of all features, in two passes.
 //! - [`compare()`]: two dictionaries matched on the directions of their features.
+//! - [`synthetic`]: activations of known features, and how well a dictionary finds them.
 
 pub mod codes_file;
 mod compare;
@@ -23,6 +24,7 @@ mod learn;
 pub mod metrics;
 mod sae;
 mod splice;
+pub mod synthetic;
 mod train;
 
 pub use compare::{

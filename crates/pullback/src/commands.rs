@@ -28,6 +28,7 @@ pub(crate) fn run(app: &App, command: Command) -> anyhow::Result<()> {
         Command::Sae(sae::Command::Convert(arguments)) => sae::convert::run(app, &arguments),
         Command::Sae(sae::Command::Features(arguments)) => sae::features::run(app, &arguments),
         Command::Sae(sae::Command::Compare(arguments)) => sae::compare::run(app, &arguments),
+        Command::Sae(sae::Command::Synthetic(arguments)) => sae::synthetic::run(app, &arguments),
         Command::Adapt(adapt::Command::Train(arguments)) => adapt::train::run(app, &arguments),
         Command::Adapt(adapt::Command::Explain(arguments)) => adapt::explain::run(app, &arguments),
         Command::Tokenize(arguments) => tokenize::run(app, &arguments),

@@ -94,6 +94,26 @@
     flush();
     return out;
   };
+  // Characters whose bytes are spread over tokens: how many texts from `at` on are whole characters together, and those.
+  const BYTE = /(<0x[89A-F][0-9A-F]>)/;
+  const BEGINS = /^<0x[89A-F][0-9A-F]>/;
+  const ENDS = /<0x[89A-F][0-9A-F]>$/;
+  const MOST_JOINED = 16;
+  const encoder = new TextEncoder();
+  const decoder = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
+  const bytesOf = (text) => text.split(BYTE).flatMap((part, i) => (i % 2 ? [parseInt(part.slice(3, 5), 16)] : [...encoder.encode(part)]));
+  const joined = (texts, at) => {
+    let text = texts[at];
+    for (let n = 1; n < MOST_JOINED && ENDS.test(text) && BEGINS.test(texts[at + n] || ""); n++) {
+      text += texts[at + n];
+      try {
+        return [n + 1, decoder.decode(new Uint8Array(bytesOf(text)))];
+      } catch {
+        // The last character goes on in the next token, or these bytes are no text.
+      }
+    }
+    return [1, texts[at]];
+  };
   const chip = (id, kind, note) => {
     const node = make("span", "chip " + kind, make("bdi", "", ...glyphs(tokens[id], true)));
     if (note) node.title = note;
@@ -257,16 +277,21 @@
     values.set(peak, activation);
     const words = make("div", "text");
     words.dir = "auto";
-    for (let i = 0; i < length; i++) {
-      const shown = glyphs(tokens[stream[start + i]], false);
-      const value = values.get(i) || 0;
+    const texts = Array.from(stream.slice(start, start + length), (id) => tokens[id]);
+    for (let i = 0; i < length; ) {
+      const [count, text] = joined(texts, i);
+      const shown = glyphs(text, false);
+      const members = Array.from({ length: count }, (_, n) => values.get(i + n) || 0);
+      const value = Math.max(...members);
+      const isPeak = peak >= i && peak < i + count;
+      i += count;
       if (!value) {
         words.append(...shown);
         continue;
       }
-      const node = make(i === peak ? "mark" : "span", "hot", ...shown);
+      const node = make(isPeak ? "mark" : "span", "hot", ...shown);
       node.style.backgroundColor = `rgb(var(--heat) / ${(0.12 + 0.68 * Math.min(1, value / largest)).toFixed(3)})`;
-      node.title = figure(value);
+      node.title = count > 1 ? `${count} tokens: ${members.map((x) => figure(x)).join(", ")}` : figure(value);
       words.append(node);
     }
     const figureCell = make("div", "act num", figure(activation));

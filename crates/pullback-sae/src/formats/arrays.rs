@@ -1,6 +1,7 @@
 //! Named arrays of a file, read as `f32` and checked for their shape.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use half::{bf16, f16};
@@ -72,6 +73,15 @@ pub(super) trait Arrays {
 
     /// The numbers of an array, in order of its rows; as many as its shape says.
     fn bytes(&self, name: &str) -> Result<Cow<'_, [u8]>, SaeError>;
+}
+
+/// The names of a file's arrays, with what is wrong where an array is not read.
+pub(super) fn names_of<T>(headers: &BTreeMap<String, Result<T, String>>) -> Vec<String> {
+    let name = |(name, header): (&String, &Result<T, String>)| match header {
+        Ok(_) => name.clone(),
+        Err(problem) => format!("{name} ({problem})"),
+    };
+    headers.iter().map(name).collect()
 }
 
 impl dyn Arrays + '_ {

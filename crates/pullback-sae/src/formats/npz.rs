@@ -13,7 +13,7 @@ use pullback_artifact::write_atomic;
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipArchive, ZipWriter};
 
-use super::arrays::{Arrays, Element};
+use super::arrays::{Arrays, Element, names_of};
 use crate::SaeError;
 
 const MAGIC: &[u8] = b"\x93NUMPY";
@@ -185,13 +185,7 @@ impl Arrays for NpzFile {
     }
 
     fn names(&self) -> Vec<String> {
-        self.headers
-            .iter()
-            .map(|(name, header)| match header {
-                Ok(_) => name.clone(),
-                Err(problem) => format!("{name} ({problem})"),
-            })
-            .collect()
+        names_of(&self.headers)
     }
 
     fn header(&self, name: &str) -> Option<(Element, &[usize])> {

@@ -10,7 +10,7 @@ use pullback_kernels::{FileBytes, map_file};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 
-use super::arrays::{Arrays, Element};
+use super::arrays::{Arrays, Element, names_of};
 use crate::SaeError;
 
 /// A mapped file.
@@ -59,13 +59,7 @@ impl Arrays for SafetensorsFile {
     }
 
     fn names(&self) -> Vec<String> {
-        self.headers
-            .iter()
-            .map(|(name, header)| match header {
-                Ok(_) => name.clone(),
-                Err(other) => format!("{name} ({other})"),
-            })
-            .collect()
+        names_of(&self.headers)
     }
 
     fn header(&self, name: &str) -> Option<(Element, &[usize])> {

@@ -13,7 +13,7 @@ use crate::context::{App, make_room, middle_site};
     after_help = "Example:\n  pullback harvest smollm2-135m-instruct --text sotu-moby-dick --at blocks.15.hook_resid_post --tokens 200000 -o store"
 )]
 pub(crate) struct Arguments {
-    /// A catalogue name, a .gguf file, a model directory, or owner/name[@revision][:file.gguf] of the hub
+    /// A catalogue name, a .gguf file, a model directory, or `owner/name[@revision][:file.gguf]` of the hub
     model: String,
     /// A corpus: a catalogue name, a .txt, .json or .jsonl file, or a directory of them
     #[arg(long)]

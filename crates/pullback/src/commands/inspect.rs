@@ -11,7 +11,7 @@ use crate::context::App;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: pullback inspect smollm2-135m-instruct")]
 pub(crate) struct Arguments {
-    /// A catalogue name, a .gguf file, a model directory, or owner/name[@revision][:file.gguf] of the hub
+    /// A catalogue name, a .gguf file, a model directory, or `owner/name[@revision][:file.gguf]` of the hub
     model: String,
     /// List every tensor of the file
     #[arg(long)]

@@ -16,7 +16,7 @@ use crate::context::App;
                   have their usual meaning."
 )]
 pub(crate) struct Arguments {
-    /// A name of the catalogue, or a repository of the Hugging Face hub: owner/name[@revision][:file.gguf]
+    /// A name of the catalogue, or a repository of the Hugging Face hub: `owner/name[@revision][:file.gguf]`
     name: Option<String>,
 }
 

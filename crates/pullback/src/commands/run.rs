@@ -33,7 +33,7 @@ use crate::context::{App, NamedModel};
     pullback run smollm2-135m-instruct --prompt \"The capital of France is\" \\\n    \
         --patch \"The capital of Italy is\" --patch-place attn_out --plot patch.html")]
 pub(crate) struct Arguments {
-    /// A catalogue name, a .gguf file, a model directory, or owner/name[@revision][:file.gguf] of the hub
+    /// A catalogue name, a .gguf file, a model directory, or `owner/name[@revision][:file.gguf]` of the hub
     model: String,
     /// The text to go on from, several times for several texts at once; with --chat, what the user says (without it, a
     /// conversation on the terminal)

@@ -5,6 +5,7 @@ pub(crate) mod compare;
 pub(crate) mod convert;
 pub(crate) mod eval;
 pub(crate) mod features;
+pub(crate) mod synthetic;
 pub(crate) mod train;
 
 /// Commands under `sae`.
@@ -24,4 +25,6 @@ pub(crate) enum Command {
     Features(features::Arguments),
     /// Match the features of two dictionaries
     Compare(compare::Arguments),
+    /// Compare kinds of dictionaries on activations whose true features are known
+    Synthetic(Box<synthetic::Arguments>),
 }

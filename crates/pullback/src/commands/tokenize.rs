@@ -16,7 +16,7 @@ use crate::context::App;
     pullback tokenize smollm2-135m-instruct - --json < text.txt\n  \
     pullback tokenize smollm2-135m-instruct --decode 504,3575,282")]
 pub(crate) struct Arguments {
-    /// A catalogue name, a .gguf file, a model directory, or owner/name[@revision][:file.gguf] of the hub
+    /// A catalogue name, a .gguf file, a model directory, or `owner/name[@revision][:file.gguf]` of the hub
     model: String,
     /// The text; `-` reads it from standard input, a line break at its end included
     #[arg(required_unless_present = "decode", conflicts_with = "decode")]

@@ -16,7 +16,7 @@ use crate::context::{App, make_room, middle_site};
     Without --data, the built-in set teaches the manner of an old sailor."
 )]
 pub(crate) struct Arguments {
-    /// A catalogue name, a .gguf file, a model directory, or owner/name[@revision][:file.gguf] of the hub
+    /// A catalogue name, a .gguf file, a model directory, or `owner/name[@revision][:file.gguf]` of the hub
     model: String,
     /// Question-answer pairs; default: the built-in set
     #[arg(long, value_name = "FILE")]

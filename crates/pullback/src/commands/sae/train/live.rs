@@ -8,6 +8,7 @@ use crate::context::{App, middle_site};
 /// Options of training without a store.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Without a store")]
+#[group(id = "without_a_store")]
 pub(crate) struct Arguments {
     /// A corpus: a catalogue name, a .txt, .json or .jsonl file, or a directory of them
     #[arg(long, requires = "model")]
