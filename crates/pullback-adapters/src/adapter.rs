@@ -16,6 +16,10 @@ use crate::residual::values;
 use crate::{ADAPTER_KIND, AdapterError, FeatureAdapter, LoraAdapter, ResidualAdapter};
 
 /// A learned change of a model, of any kind.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "there are few, and all variants own large memory"
+)]
 #[derive(Clone, Debug)]
 pub enum Adapter {
     /// In the coordinates of the residual stream.
@@ -97,7 +101,12 @@ impl Adapter {
     ///
     /// # Errors
     /// The directory is no adapter, a file of it is damaged, or it was made for another model, site or dictionary.
-    pub fn load(dir: &Path, model: &ModelRef, of: &Model, sae: Option<&Path>) -> Result<Self, AdapterError> {
+    pub fn load(
+        dir: &Path,
+        model: &ModelRef,
+        of: &Model,
+        sae: Option<&Path>,
+    ) -> Result<Self, AdapterError> {
         if !dir.join(pullback_artifact::MANIFEST_FILE).exists() && dir.join(peft::CONFIG).exists() {
             return Ok(Self::Lora(LoraAdapter::load_peft(dir, of.config())?));
         }
@@ -115,13 +124,12 @@ impl Adapter {
             }
             Some(_) => {
                 let path = dictionary_path(&manifest, sae)?;
-                let (dictionary, of_dictionary) = pullback_sae::load(&path).map_err(|error| {
-                    AdapterError::Dictionary {
+                let (dictionary, of_dictionary) =
+                    pullback_sae::load(&path).map_err(|error| AdapterError::Dictionary {
                         adapter: dir.to_owned(),
                         sae: path.clone(),
                         problem: error.to_string(),
-                    }
-                })?;
+                    })?;
                 let sae = (Arc::new(dictionary), &of_dictionary);
                 Self::Feature(FeatureAdapter::load(dir, &manifest, sae, &path)?)
             }
@@ -206,9 +214,9 @@ impl Adapter {
     /// They are of different kinds, places, activations or dictionaries.
     pub fn merged(adapters: &[Self]) -> Result<Self, AdapterError> {
         let mut rest = adapters.iter();
-        let first = rest.next().ok_or_else(|| {
-            AdapterError::Option("no adapter is given to merge".to_owned())
-        })?;
+        let first = rest
+            .next()
+            .ok_or_else(|| AdapterError::Option("no adapter is given to merge".to_owned()))?;
         rest.try_fold(first.clone(), |sum, next| sum.plus(next))
     }
 
@@ -271,7 +279,9 @@ impl LoraAdapter {
                 up.iter().map(|x| (f64::from(*x) * scale) as f32).collect()
             };
             let ups = [scaled(&own.up, own.scale), scaled(&part.up, part.scale)];
-            let rows = ups[0].chunks_exact(own.rank).zip(ups[1].chunks_exact(part.rank));
+            let rows = ups[0]
+                .chunks_exact(own.rank)
+                .zip(ups[1].chunks_exact(part.rank));
             own.up = rows.flat_map(|(a, b)| [a, b].concat()).collect();
             own.down.extend_from_slice(&part.down);
             own.rank += part.rank;

@@ -133,7 +133,9 @@ impl FeatureAdapter {
     pub fn scaled(&self, factor: f32) -> Result<Self, AdapterError> {
         let mut values = self.values.clone();
         if let Some(last) = values.last_mut() {
-            last.iter_mut().for_each(|x| *x *= factor);
+            for x in last.iter_mut() {
+                *x *= factor;
+            }
         }
         Self::new(
             self.site,

@@ -161,6 +161,10 @@ mod tests {
         let ratio = odds[0] / odds[1];
         let expected = 1.3 - 0.5 * (ratio / (1.0 + ratio)).ln();
         let value = Objective::Orpo { weight: 0.5 }.value(&LOSSES[..5], &sequences, &[]);
-        assert!((value.sum - expected).abs() < 1e-12, "{} {expected}", value.sum);
+        assert!(
+            (value.sum - expected).abs() < 1e-12,
+            "{} {expected}",
+            value.sum
+        );
     }
 }

@@ -175,8 +175,9 @@ fn sample(line: &str) -> Result<Sample, String> {
             rejected,
         }),
         (None, None, Some(messages), None) => {
-            let messages = Vec::<Message>::deserialize(messages)
-                .map_err(|error| format!("messages: {error}; each is {{\"role\": \"…\", \"content\": \"…\"}}"))?;
+            let messages = Vec::<Message>::deserialize(messages).map_err(|error| {
+                format!("messages: {error}; each is {{\"role\": \"…\", \"content\": \"…\"}}")
+            })?;
             match messages.last() {
                 Some(last) if last.role == "assistant" && !last.content.trim().is_empty() => {
                     Ok(Sample::Chat { messages, rejected })

@@ -9,6 +9,8 @@ mod config;
 mod learner;
 mod prepare;
 mod state;
+#[cfg(test)]
+mod tests;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -26,8 +28,8 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 use self::batch::{Aim, Batch, mean_over, typical_sizes};
-pub use self::config::{Basis, Length, Sparsity, TrainConfig};
 use self::config::layer_of;
+pub use self::config::{Basis, Length, Sparsity, TrainConfig};
 use self::learner::{Learner, Step};
 use self::prepare::{Prepared, Source, prepare};
 use self::state::{Best, State, Work};
@@ -138,7 +140,9 @@ pub fn train(
     };
     let mut source = Source::new(model, first, config.objective, config.leash > 0.0);
     source.dictionary = input.dictionary.as_ref().map(|(sae, _)| Arc::clone(sae));
-    source.dictionary = source.dictionary.filter(|_| config.basis.needs_dictionary());
+    source.dictionary = source
+        .dictionary
+        .filter(|_| config.basis.needs_dictionary());
     source.teacher = input.teacher;
     let aim = Aim {
         model,
@@ -164,7 +168,10 @@ pub fn train(
             config: config.clone(),
             data: data_digest(input.samples)?,
             model: model.digest().to_owned(),
-            dictionary: input.dictionary.as_ref().map(|(_, parent)| parent.digest.clone()),
+            dictionary: input
+                .dictionary
+                .as_ref()
+                .map(|(_, parent)| parent.digest.clone()),
             teacher: input.teacher.map(|teacher| teacher.digest().to_owned()),
         },
         step: 0,
@@ -206,7 +213,7 @@ pub fn train(
             aim,
             &source,
             measured,
-            |batch| Ok((batch.stream.clone(), Vec::new())),
+            |batch| (batch.stream.clone(), Vec::new()),
             || Ok(control.check()?),
         )?;
         note_held_out(&mut state, &learner, loss);
@@ -406,7 +413,11 @@ fn is_stale(state: &State, patience: Option<usize>) -> bool {
     let (Some(patience), Some(best)) = (patience, &state.best) else {
         return false;
     };
-    let later = state.training.held_out.iter().filter(|(step, _)| *step > best.step);
+    let later = state
+        .training
+        .held_out
+        .iter()
+        .filter(|(step, _)| *step > best.step);
     later.count() >= patience
 }
 

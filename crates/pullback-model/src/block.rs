@@ -141,19 +141,16 @@ impl BlockRun<'_> {
         let (block, layer, config) = (self.block, self.layer, pass.config);
         let places = [Place::MlpScale, Place::MlpNormalized];
         let x = normalised(stream, &block.mlp_norm, layer, places, pass)?;
-        let hidden = match &block.gate {
-            Some(gate) => {
-                let gate = pass.affine(x.clone(), gate, W::Gate(layer));
-        let gate = pass.tap(layer, Place::MlpPre, gate)?;
-                let up = pass.affine(x, &block.up, W::Up(layer));
-        let up = pass.tap(layer, Place::MlpPreLinear, up)?;
-                gate.gate(up, config.activation)
-            }
-            None => {
-                let up = pass.affine(x, &block.up, W::Up(layer));
-                pass.tap(layer, Place::MlpPre, up)?
-                    .activate(config.activation)
-            }
+        let hidden = if let Some(gate) = &block.gate {
+            let gate = pass.affine(x.clone(), gate, W::Gate(layer));
+            let gate = pass.tap(layer, Place::MlpPre, gate)?;
+            let up = pass.affine(x, &block.up, W::Up(layer));
+            let up = pass.tap(layer, Place::MlpPreLinear, up)?;
+            gate.gate(up, config.activation)
+        } else {
+            let up = pass.affine(x, &block.up, W::Up(layer));
+            pass.tap(layer, Place::MlpPre, up)?
+                .activate(config.activation)
         };
         let hidden = pass.tap(layer, Place::MlpPost, hidden)?;
         let out = pass.affine(hidden, &block.down, W::Down(layer));

@@ -82,7 +82,11 @@ impl Pass<'_> {
     pub(crate) fn check_updates(&self, blocks: Range<usize>) -> Result<(), ModelError> {
         for update in self.updates {
             update.check(self.config)?;
-            if update.weight.layer().is_none_or(|layer| !blocks.contains(&layer)) {
+            if update
+                .weight
+                .layer()
+                .is_none_or(|layer| !blocks.contains(&layer))
+            {
                 return Err(ModelError::Input {
                     problem: format!(
                         "{:?} is to be updated, and this run computes blocks {} to {} (exclusive)",

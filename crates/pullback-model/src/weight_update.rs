@@ -1,6 +1,6 @@
 //! Low-rank updates of weight matrices.
 
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::Tensor;
 use pullback_kernels::fused::linear;
 
 use crate::config::ModelConfig;
@@ -61,9 +61,12 @@ impl WeightUpdate {
     }
 }
 
+/// The weight of that kind in a block.
+type OfBlock = fn(usize) -> WeightName;
+
 impl WeightName {
     /// The weight matrices that a block can have, by the names of options and files.
-    pub const MATRICES: [(&'static str, fn(usize) -> Self); 7] = [
+    pub const MATRICES: [(&'static str, OfBlock); 7] = [
         ("q", Self::Q),
         ("k", Self::K),
         ("v", Self::V),
@@ -107,7 +110,7 @@ impl Model {
                 continue;
             };
             let product = update.product().into_data().convert_dtype(dtype);
-            let product = Tensor::<2>::from_data(TensorData::from(product), (&device, dtype));
+            let product = Tensor::<2>::from_data(product, (&device, dtype));
             *matrix = Matrix::Dense(matrix.dense() + product);
         }
         Ok(())

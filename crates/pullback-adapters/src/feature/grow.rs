@@ -159,9 +159,7 @@ pub(crate) fn largest_gradients<T: Real>(
                     let from = active[at];
                     for (to, g) in row.iter().enumerate() {
                         let size = g.as_f64().abs();
-                        if size >= largest.bound
-                            && own.binary_search(&(from, to as u32)).is_err()
-                        {
+                        if size >= largest.bound && own.binary_search(&(from, to as u32)).is_err() {
                             largest.offer(size, (from, to as u32));
                         }
                     }
@@ -272,7 +270,11 @@ pub(crate) fn exchange(
             .map(|&(_, place)| place.map_or(0.0, |at| vector[at]))
             .collect();
     }
-    with_entries(support, part, next.into_iter().map(|(entry, _)| entry).collect());
+    with_entries(
+        support,
+        part,
+        next.into_iter().map(|(entry, _)| entry).collect(),
+    );
 }
 
 #[cfg(test)]
@@ -297,7 +299,10 @@ mod tests {
         let mut codes = SparseCodes::new();
         for token in 0..tokens as u32 {
             let features: Vec<u32> = (0..12).map(|k| k * 12 + token).collect();
-            let values: Vec<f64> = numbers(f64::from(token), 12).iter().map(|x| x.abs()).collect();
+            let values: Vec<f64> = numbers(f64::from(token), 12)
+                .iter()
+                .map(|x| x.abs())
+                .collect();
             codes.push(&features, &values);
         }
         let support = Support::Sparse {
@@ -307,7 +312,9 @@ mod tests {
         let mut all: Vec<(f64, (u32, u32))> = Vec::new();
         for i in 0..m as u32 {
             let pairs: Vec<(u32, u32)> = (0..m as u32).map(|j| (i, j)).collect();
-            let one = Support::Sparse { pairs: pairs.clone() };
+            let one = Support::Sparse {
+                pairs: pairs.clone(),
+            };
             let g = one.gradients(&[vec![0.0; m]], &codes, decoder, &grad);
             all.extend(g[0].iter().map(|g| g.abs()).zip(pairs));
         }

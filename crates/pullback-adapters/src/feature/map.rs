@@ -509,7 +509,10 @@ impl Support {
                 let (read, read_values) = join(0, a, b);
                 let (write, write_values) = join(1, c, e);
                 let rank = r + s;
-                Some((Self::LowRank { rank, read, write }, vec![read_values, write_values]))
+                Some((
+                    Self::LowRank { rank, read, write },
+                    vec![read_values, write_values],
+                ))
             }
             _ => None,
         }

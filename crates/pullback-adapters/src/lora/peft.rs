@@ -121,10 +121,15 @@ impl LoraAdapter {
                     config.architecture, config.n_layers
                 )));
             };
-            if side != "A.weight" {
+            let stem = name.strip_suffix(side).unwrap_or(name);
+            if side == "B.weight" {
+                // It is read with its other half.
+                let other = format!("{stem}A.weight");
+                if file.tensor(&other).is_none() {
+                    return Err(wrong(format!("the tensor {other} is missing")));
+                }
                 continue;
             }
-            let stem = name.strip_suffix("A.weight").unwrap_or(name);
             let matrix = |name: &str, rank: Option<usize>| {
                 let (shape, values) = file
                     .tensor(name)
@@ -179,7 +184,9 @@ fn whole(x: f64) -> Value {
 fn check_settings(settings: &Value) -> Result<(), String> {
     let method = settings["peft_type"].as_str().unwrap_or("");
     if method != "LORA" {
-        return Err(format!("peft_type is \"{method}\", only \"LORA\" is supported"));
+        return Err(format!(
+            "peft_type is \"{method}\", only \"LORA\" is supported"
+        ));
     }
     let bias = &settings["bias"];
     if !bias.is_null() && bias != "none" {
@@ -190,15 +197,29 @@ fn check_settings(settings: &Value) -> Result<(), String> {
             return Err(format!("{key} is true, which is not supported"));
         }
     }
-    for key in ["modules_to_save", "trainable_token_indices", "target_parameters"] {
+    for key in [
+        "modules_to_save",
+        "trainable_token_indices",
+        "target_parameters",
+        "layer_replication",
+        "alora_invocation_tokens",
+        "arrow_config",
+        "kasa_config",
+        "monteclora_config",
+        "velora_config",
+        "use_bdlora",
+    ] {
         let empty = match &settings[key] {
-            Value::Null => true,
+            Value::Null | Value::Bool(false) => true,
             Value::Array(list) => list.is_empty(),
             Value::Object(map) => map.is_empty(),
             _ => false,
         };
         if !empty {
-            return Err(format!("{key} is {}, which is not supported", settings[key]));
+            return Err(format!(
+                "{key} is {}, which is not supported",
+                settings[key]
+            ));
         }
     }
     Ok(())
@@ -218,7 +239,10 @@ fn alpha_of(settings: &Value, module: &str) -> Result<f64, String> {
             alpha = value.as_f64();
         }
     }
-    alpha
-        .filter(|alpha| alpha.is_finite())
-        .ok_or_else(|| format!("lora_alpha is {}, a number is needed", settings["lora_alpha"]))
+    alpha.filter(|alpha| alpha.is_finite()).ok_or_else(|| {
+        format!(
+            "lora_alpha is {}, a number is needed",
+            settings["lora_alpha"]
+        )
+    })
 }

@@ -65,7 +65,12 @@ impl Batch {
             let start = place * time * d;
             stream[start..start + frozen.stream.len()].copy_from_slice(&frozen.stream);
             let first = wanted.len();
-            rows.extend(sequence.counted.iter().map(|row| (place * time + row) as i64));
+            rows.extend(
+                sequence
+                    .counted
+                    .iter()
+                    .map(|row| (place * time + row) as i64),
+            );
             wanted.extend(targets(sequence));
             spans.push(first..wanted.len());
             if let (Some(codes), Some(own)) = (&mut codes, &frozen.codes) {
@@ -227,7 +232,10 @@ fn divergence(
         let slopes = Tensor::<2>::from_data(data.convert_dtype(options.1), options);
         debug_assert_eq!(slopes.dims(), shape);
         let grads = (logits * slopes).sum().backward();
-        gradients.push(leaf.grad(&grads).unwrap_or_else(|| leaf.inner().zeros_like()));
+        gradients.push(
+            leaf.grad(&grads)
+                .unwrap_or_else(|| leaf.inner().zeros_like()),
+        );
     }
     (losses, Tensor::cat(gradients, 0))
 }
@@ -266,7 +274,11 @@ fn row_divergence<T: Real>(q: &mut [T], p: &mut [T]) -> f64 {
             part_q += e;
             part_p += f;
             // Far below the top both are zero, and so is the product.
-            part_mean += if f > T::zero() { f * (r - l) } else { T::zero() };
+            part_mean += if f > T::zero() {
+                f * (r - l)
+            } else {
+                T::zero()
+            };
             *q = e;
             *p = f;
         }
@@ -281,12 +293,12 @@ fn row_divergence<T: Real>(q: &mut [T], p: &mut [T]) -> f64 {
     mean / sum_p - sum_p.ln() + sum_q.ln()
 }
 
-/// The mean of an objective over a set, without the leash, and the mean divergence from the model without the adapter.
+/// The mean of an objective over a set, without the leash.
 pub(crate) fn mean_over(
     aim: Aim<'_>,
     source: &Source<'_>,
     set: &[Prepared],
-    apply: impl Fn(&Batch) -> Result<(Tensor<2>, Vec<WeightUpdate>), AdapterError>,
+    apply: impl Fn(&Batch) -> (Tensor<2>, Vec<WeightUpdate>),
     check: impl Fn() -> Result<(), AdapterError>,
 ) -> Result<f64, AdapterError> {
     let (mut total, mut count) = (0.0, 0.0);
@@ -295,7 +307,7 @@ pub(crate) fn mean_over(
         check()?;
         let samples: Vec<&Prepared> = samples.iter().collect();
         let batch = Batch::new(source, &samples, aim.model.device())?;
-        let (stream, updates) = apply(&batch)?;
+        let (stream, updates) = apply(&batch);
         let evaluated = aim.evaluate(&batch, stream, &updates)?;
         total += evaluated.sum;
         count += evaluated.count;
@@ -328,7 +340,9 @@ pub(crate) fn typical_sizes(
     }
     let tokens = count / d as f64;
     Ok(Units {
-        stream: (squares / f64::max(count, 1.0)).sqrt().max(f64::MIN_POSITIVE),
+        stream: (squares / f64::max(count, 1.0))
+            .sqrt()
+            .max(f64::MIN_POSITIVE),
         code: (codes / f64::max(active, 1.0)).max(f64::from(f32::MIN_POSITIVE)),
         active: active / f64::max(tokens, 1.0),
     })

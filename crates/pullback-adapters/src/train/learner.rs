@@ -82,15 +82,12 @@ impl Learner {
     }
 
     /// The stream that enters the first block, and the updates of weights.
-    ///
-    /// # Errors
-    /// Never for parameters of this learner.
     pub(crate) fn apply(
         &self,
         parameters: &Parameters,
         batch: &Batch,
-    ) -> Result<(Tensor<2>, Vec<WeightUpdate>), AdapterError> {
-        Ok(match self {
+    ) -> (Tensor<2>, Vec<WeightUpdate>) {
+        match self {
             Self::Residual(learner) => (learner.apply(parameters, batch), Vec::new()),
             Self::Feature(learner) => (learner.apply(parameters, batch, None), Vec::new()),
             Self::Lora(learner) => {
@@ -98,7 +95,7 @@ impl Learner {
                 let updates = learner.updates(parameters, &device, dtype);
                 (batch.stream.clone(), updates)
             }
-        })
+        }
     }
 
     /// The gradient of the mean objective of a batch. Adapters that choose where their parameters stand may choose anew.

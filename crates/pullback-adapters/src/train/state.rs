@@ -140,8 +140,7 @@ impl State {
         let notes = file
             .note(NOTES)
             .ok_or_else(|| wrong("it holds no state of a training".to_owned()))?;
-        let notes: Notes =
-            serde_json::from_str(notes).map_err(|error| wrong(error.to_string()))?;
+        let notes: Notes = serde_json::from_str(notes).map_err(|error| wrong(error.to_string()))?;
         let all = |name: &str| {
             (0..notes.parts)
                 .map(|number| file.vector(&format!("{name}.{number}")))

@@ -7,7 +7,7 @@ pub(crate) mod train;
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {
     /// Train an adapter: in the residual stream, over features, or as updates of weights
-    Train(train::Arguments),
+    Train(Box<train::Arguments>),
     /// Pull an adapter back through an autoencoder and read what changed
     Explain(explain::Arguments),
 }

@@ -57,7 +57,12 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "DIR")]
     adapter: Vec<PathBuf>,
     /// Make the changes of the adapters so many times as large: one number for all, or one each
-    #[arg(long, value_name = "FACTOR", requires = "adapter", allow_negative_numbers = true)]
+    #[arg(
+        long,
+        value_name = "FACTOR",
+        requires = "adapter",
+        allow_negative_numbers = true
+    )]
     adapter_scale: Vec<f32>,
     /// The dictionary of adapters over features; default: the place that they record
     #[arg(long, value_name = "DIR", requires = "adapter")]
@@ -245,7 +250,9 @@ fn check(arguments: &Arguments) -> anyhow::Result<()> {
     }
     let (scales, adapters) = (arguments.adapter_scale.len(), arguments.adapter.len());
     if scales > 1 && scales != adapters {
-        bail!("--adapter-scale is given {scales} times for {adapters} adapters: give one, or one each");
+        bail!(
+            "--adapter-scale is given {scales} times for {adapters} adapters: give one, or one each"
+        );
     }
     let inside = &arguments.inside;
     if inside.versus.is_some() && inside.attribute.is_none() && inside.patch.is_none() {

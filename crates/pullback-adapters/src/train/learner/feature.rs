@@ -237,7 +237,9 @@ impl FeatureLearner {
         let decoder = decoder(&self.dictionary);
         let mut parts = self.support.gradients(&numbers, codes, decoder, grad);
         for (part, factor) in parts.iter_mut().zip(self.factors()) {
-            part.iter_mut().for_each(|g| *g *= factor);
+            for g in part.iter_mut() {
+                *g *= factor;
+            }
         }
         if let Some(Sparsity::HardConcrete { weight, .. }) = self.sparsity {
             let values = &parameters.values;
@@ -274,7 +276,8 @@ impl FeatureLearner {
         if first && counts.len() == 2 {
             self.read_the_most_active(parameters, codes, counts[0]);
         }
-        let share = 0.5 * EXCHANGED * (1.0 + (std::f64::consts::PI * step.number as f64 / until).cos());
+        let share =
+            0.5 * EXCHANGED * (1.0 + (std::f64::consts::PI * step.number as f64 / until).cos());
         for (part, &count) in counts.iter().enumerate() {
             let own = self.support.sizes()[part];
             let out = (own as f64 * share) as usize;
@@ -315,7 +318,9 @@ impl FeatureLearner {
         let by_feature = codes.by_feature(self.dictionary.n_features());
         let energy = |feature: u32| {
             let (_, entries) = by_feature.feature(feature as usize);
-            let squares = entries.iter().map(|&at| f64::from(codes.values()[at as usize]).powi(2));
+            let squares = entries
+                .iter()
+                .map(|&at| f64::from(codes.values()[at as usize]).powi(2));
             squares.sum::<f64>()
         };
         let mut order: Vec<(f64, u32)> = active.iter().map(|&i| (energy(i), i)).collect();
@@ -406,10 +411,16 @@ mod tests {
                 let (up, down) = (logit + step, logit - step);
                 let measured = (gate(up, draw).0 - gate(down, draw).0) / f64::from(up - down);
                 assert!((0.0..=1.0).contains(&open));
-                assert!((measured - slope).abs() < 1e-5, "{draw:?} {logit}: {measured} {slope}");
+                assert!(
+                    (measured - slope).abs() < 1e-5,
+                    "{draw:?} {logit}: {measured} {slope}"
+                );
             }
         }
-        assert_eq!((gate(9.0, None), gate(-9.0, None)), ((1.0, 0.0), (0.0, 0.0)));
+        assert_eq!(
+            (gate(9.0, None), gate(-9.0, None)),
+            ((1.0, 0.0), (0.0, 0.0))
+        );
         // The chance that a gate is open, by draws, and its slope by differences.
         let logit = 0.3_f32;
         let open = (1..20_000).filter(|&i| gate(logit, Some(f64::from(i) / 20_000.0)).0 > 0.0);

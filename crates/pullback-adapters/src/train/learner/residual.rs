@@ -65,7 +65,10 @@ impl ResidualLearner {
                 device,
             ),
             b_in: Tensor::from_data(TensorData::new(values[1].clone(), [rank]), device),
-            w_out: Tensor::from_data(TensorData::new(scaled(&values[2], scale), [d, rank]), device),
+            w_out: Tensor::from_data(
+                TensorData::new(scaled(&values[2], scale), [d, rank]),
+                device,
+            ),
         }
     }
 

@@ -7,8 +7,8 @@ use anyhow::bail;
 use clap::ValueEnum;
 use pullback_activations::ActivationStore;
 use pullback_adapters::{
-    ChangedFeature, Explanation, ResidualAdapter, built_in_samples, data_digest, explain, explain_on,
-    held_out_answers, read_samples,
+    ChangedFeature, Explanation, ResidualAdapter, built_in_samples, data_digest, explain,
+    explain_on, held_out_answers, read_samples,
 };
 use pullback_artifact::write_json;
 use pullback_sae::FeaturePages;

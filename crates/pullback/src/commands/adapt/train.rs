@@ -137,7 +137,7 @@ struct Learning {
 /// Names of [`Basis`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum BasisName {
-    /// x + W_out·act(W_in x + b_in) in the residual stream
+    /// A narrow hidden layer in the residual stream
     Residual,
     /// Low-rank updates of weight matrices
     Lora,
@@ -214,11 +214,31 @@ impl Arguments {
             }
             Ok(())
         };
-        only(form.activation.is_some(), "--activation", BasisName::Residual, "residual")?;
+        only(
+            form.activation.is_some(),
+            "--activation",
+            BasisName::Residual,
+            "residual",
+        )?;
         only(form.active_only, "--active-only", BasisName::Bias, "bias")?;
-        only(form.sparsity.is_some(), "--sparsity", BasisName::Bias, "bias")?;
-        only(form.sparse_factors, "--sparse-factors", BasisName::LowRank, "low-rank")?;
-        only(!form.matrices.is_empty(), "--matrices", BasisName::Lora, "lora")?;
+        only(
+            form.sparsity.is_some(),
+            "--sparsity",
+            BasisName::Bias,
+            "bias",
+        )?;
+        only(
+            form.sparse_factors,
+            "--sparse-factors",
+            BasisName::LowRank,
+            "low-rank",
+        )?;
+        only(
+            !form.matrices.is_empty(),
+            "--matrices",
+            BasisName::Lora,
+            "lora",
+        )?;
         only(!form.blocks.is_empty(), "--blocks", BasisName::Lora, "lora")?;
         only(form.alpha.is_some(), "--alpha", BasisName::Lora, "lora")?;
         let over_features = matches!(
@@ -273,9 +293,7 @@ impl Arguments {
             }
             BasisName::Bias => {
                 let count = self.budget;
-                let weight = |kind: usize| {
-                    form.sparsity_weight.unwrap_or(SPARSITY_WEIGHTS[kind])
-                };
+                let weight = |kind: usize| form.sparsity_weight.unwrap_or(SPARSITY_WEIGHTS[kind]);
                 Basis::Bias {
                     active_only: form.active_only,
                     sparsity: match form.sparsity.unwrap_or(SparsityName::Top) {
@@ -363,7 +381,10 @@ pub(crate) fn run(app: &App, arguments: &Arguments) -> anyhow::Result<()> {
         };
         input.dictionary = Some((Arc::new(sae), parent));
     }
-    let features = input.dictionary.as_ref().map_or(0, |(sae, _)| sae.n_features());
+    let features = input
+        .dictionary
+        .as_ref()
+        .map_or(0, |(sae, _)| sae.n_features());
     let config = arguments.config(config_of, site, features)?;
     let teacher: Option<NamedModel> = match &arguments.learning.teacher {
         Some(teacher) => Some(app.load_model(teacher)?),
