@@ -110,10 +110,10 @@ fn merged_equals_composed() {
     for (dtype, bound) in [(DType::F64, 1e-12), (DType::F32, 1e-5)] {
         let mut model = Model::from_files(files(), &Device::flex(), dtype).unwrap();
         let clean = logits(&model, &[]);
-        let updates = lora.updates(0.7, &Device::flex(), dtype);
+        let updates = lora.updates(0.5, &Device::flex(), dtype);
         let composed = logits(&model, &updates);
         Adapter::Lora(lora.clone())
-            .scaled(0.7)
+            .scaled(0.5)
             .unwrap()
             .attach(&mut model, &mut Vec::new())
             .unwrap();
@@ -121,12 +121,6 @@ fn merged_equals_composed() {
         let distance = |a: &Tensor<2>, b: &Tensor<2>| {
             let most = (a.clone() - b.clone()).abs().max();
             most.into_data().iter::<f64>().next().unwrap()
-        };
-        // The factor 0.7 passes through f32 on one side.
-        let bound = if dtype == DType::F64 {
-            1e-6_f64.min(bound * 1e6)
-        } else {
-            bound
         };
         assert!(
             distance(&merged, &composed) < bound,

@@ -240,11 +240,19 @@ fn divergence(
     (losses, Tensor::cat(gradients, 0))
 }
 
+/// A tensor's numbers, which are of type `T`.
+fn plain<T: Real>(x: &Tensor<2>) -> Vec<T> {
+    let data = x.to_data();
+    match data.as_slice::<T>() {
+        Ok(values) => values.to_vec(),
+        Err(_) => data.iter::<T>().collect(),
+    }
+}
+
 /// `KL(p ‖ q)` of each row from both logits, and `q − p`, its derivative in the logits of `q`.
 fn compare<T: Real>(logits: &Tensor<2>, reference: &Tensor<2>) -> (Vec<f64>, TensorData) {
     let [rows, width] = logits.dims();
-    let mut q: Vec<T> = logits.to_data().iter::<T>().collect();
-    let mut p: Vec<T> = reference.to_data().iter::<T>().collect();
+    let (mut q, mut p) = (plain::<T>(logits), plain::<T>(reference));
     let losses = q
         .par_chunks_mut(width)
         .zip(p.par_chunks_mut(width))

@@ -1,14 +1,18 @@
 //! The gradient of every objective against finite differences, through the model, in f64.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
-use pullback_model::{Model, ModelFiles, WeightName, WeightUpdate};
+use pullback_model::{Model, ModelFiles, Site, WeightName, WeightUpdate};
+use pullback_sae::Sae;
 
-use super::batch::{Aim, Batch};
+use super::batch::{Aim, Batch, typical_sizes};
+use super::config::{Basis, Sparsity, TrainConfig};
+use super::learner::{Learner, Step};
 use super::prepare::{Prepared, Source, prepare};
-use crate::Objective;
 use crate::samples::{Pair, Sample};
+use crate::{Activation, Objective};
 
 fn tiny() -> Model {
     let path = Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -212,4 +216,126 @@ fn a_divergence_is_that_of_its_definition() {
     );
     // The model does not diverge from itself: only by the rounding of what is kept.
     assert!(found.divergence.abs() < 1e-9, "{}", found.divergence);
+}
+
+/// A dictionary of the tiny model's stream with nothing special about it.
+fn dictionary() -> Arc<Sae> {
+    let part = |seed: f64, count: usize| {
+        let numbers = numbers(seed, count, 1.0);
+        numbers.iter().map(|&x| x as f32).collect::<Vec<f32>>()
+    };
+    let (d, m) = (32, 40);
+    let bias = part(2.0, m).iter().map(|b| b - 0.5).collect();
+    let rows = (part(0.0, m * d), part(1.0, m * d));
+    Arc::new(Sae::top_k(6, rows.0, bias, rows.1, part(3.0, d)).unwrap())
+}
+
+fn bases() -> Vec<Basis> {
+    let bias = |active_only, sparsity| Basis::Bias {
+        active_only,
+        sparsity,
+    };
+    let gates = Sparsity::HardConcrete {
+        weight: 1e-9,
+        count: None,
+    };
+    let low_rank = |entries| Basis::LowRank { rank: 2, entries };
+    vec![
+        Basis::Residual {
+            rank: 3,
+            activation: Activation::Gelu,
+        },
+        Basis::Lora {
+            rank: 2,
+            alpha: 3.0,
+            matrices: vec!["v".to_owned(), "down".to_owned()],
+            blocks: vec![1, 2],
+        },
+        bias(false, Sparsity::None),
+        bias(true, Sparsity::Top { count: 9 }),
+        bias(false, gates),
+        Basis::Sparse { weights: 30 },
+        low_rank(None),
+        low_rank(Some(40)),
+    ]
+}
+
+/// The whole way from parameters to the objective, in `f32`, in which training runs. Along the gradient `g` the objective
+/// changes by `‖g‖²` for a unit; the difference of two values that are rounded to 1e-7 of about 5, over a change of about
+/// 0.02, allows 1e-4, and curvature is of second order in so small a step. The bound is 2e-3.
+#[test]
+fn gradients_of_parameters_are_those_of_finite_differences() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../pullback-model/tests/fixtures/tiny-llama.gguf");
+    let model = Model::load(&path, &Device::flex()).unwrap();
+    for basis in bases() {
+        for objective in [Objective::NextToken, Objective::Orpo { weight: 0.5 }] {
+            let lora = matches!(basis, Basis::Lora { .. });
+            let mut config = TrainConfig::of(basis.clone(), Site::resid_post(1), 5);
+            config.objective = objective;
+            config.change_penalty = 0.0;
+            let first = if lora { 1 } else { 2 };
+            let mut source = Source::new(&model, first, objective, false);
+            source.dictionary = Some(dictionary());
+            let samples = [
+                sample("a sea", "arr", "no sir"),
+                sample("old", "ahoy", "yes"),
+            ];
+            let prepared: Vec<Prepared> = samples
+                .iter()
+                .flat_map(|sample| prepare(&model, sample, objective, 64).unwrap())
+                .collect();
+            let refs: Vec<&Prepared> = prepared.iter().collect();
+            let batch = Batch::new(&source, &refs, model.device()).unwrap();
+            let units = typical_sizes(&source, &refs, || Ok(())).unwrap();
+            let aim = Aim {
+                teacher: None,
+                leash: 0.0,
+                ..aim(&model, &model, objective, first)
+            };
+            let (mut learner, mut parameters) =
+                Learner::start(&config, &model, Some(&dictionary()), units).unwrap();
+            let at = |number: usize| Step { number, of: 300 };
+            for step in 0..4 {
+                let found = learner
+                    .gradient(&config, aim, &batch, &mut parameters, at(step))
+                    .unwrap();
+                parameters.step(&found.parts, step, 0.03);
+            }
+            let gradient = learner
+                .gradient(&config, aim, &batch, &mut parameters, at(4))
+                .unwrap()
+                .parts;
+            let square: f64 = gradient
+                .iter()
+                .flatten()
+                .map(|&g| f64::from(g).powi(2))
+                .sum();
+            let value = |step: f64| {
+                let mut moved = parameters.clone();
+                for (part, g) in moved.values.iter_mut().zip(&gradient) {
+                    for (x, g) in part.iter_mut().zip(g) {
+                        *x += (step * f64::from(*g)) as f32;
+                    }
+                }
+                let (stream, updates) = match &learner {
+                    // The same draws as in the step.
+                    Learner::Feature(learner) => {
+                        let noise = learner.noise(config.seed, 4);
+                        (learner.apply(&moved, &batch, noise.as_deref()), Vec::new())
+                    }
+                    learner => learner.apply(&moved, &batch),
+                };
+                let found = aim.evaluate(&batch, stream, &updates).unwrap();
+                found.sum / found.count
+            };
+            let step = 0.01 / square;
+            let measured = (value(step) - value(-step)) / (2.0 * step);
+            assert!(square > 1e-4, "{basis:?}: {square}");
+            assert!(
+                (measured - square).abs() < 2e-3 * square,
+                "{basis:?} {objective:?}: {measured} {square}"
+            );
+        }
+    }
 }
