@@ -136,14 +136,18 @@ impl TrainConfig {
     pub fn of(basis: Basis, site: Site, seed: u64) -> Self {
         let (lr, change_penalty) = match &basis {
             Basis::Residual { .. } => (0.01, 2.0),
-            Basis::Lora { .. } => (1e-3, 0.0),
+            Basis::Lora { .. } => (5e-3, 0.0),
             // Entries that move together move the stream by as much as their number.
             Basis::Bias { sparsity, .. } => match sparsity {
                 Sparsity::Top { count } => (feature_rate(*count), 2.0),
                 _ => (0.002, 2.0),
             },
             Basis::Sparse { weights } => (feature_rate(*weights), 2.0),
-            Basis::LowRank { .. } => (0.003, 2.0),
+            Basis::LowRank {
+                entries: Some(entries),
+                ..
+            } => (feature_rate(*entries), 2.0),
+            Basis::LowRank { entries: None, .. } => (0.01, 2.0),
         };
         Self {
             site,
@@ -290,7 +294,7 @@ impl TrainConfig {
 
 /// A learning rate for so many entries over features.
 fn feature_rate(entries: usize) -> f64 {
-    (0.4 / (entries.max(1) as f64).sqrt()).clamp(0.002, 0.05)
+    (1.2 / (entries.max(1) as f64).sqrt()).clamp(0.002, 0.05)
 }
 
 /// The block of a residual stream after a block.

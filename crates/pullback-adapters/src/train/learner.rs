@@ -124,7 +124,12 @@ impl Learner {
                 let noise = learner.noise(config.seed, step.number);
                 let stream = learner.apply(parameters, batch, noise.as_deref());
                 let weight = penalty(learner.stream_unit(), batch.stream.dims()[1]);
-                let (evaluated, grad) = at_site(aim, batch, &stream, weight)?;
+                let (evaluated, mut grad) = at_site(aim, batch, &stream, weight)?;
+                // The map does not act where there is no text, nor at the first position.
+                let rows = grad.chunks_exact_mut(batch.stream.dims()[1]);
+                for (row, _) in rows.zip(&batch.mean_over_text).filter(|(_, m)| **m == 0.0) {
+                    row.fill(0.0);
+                }
                 let codes = batch.codes.as_ref().ok_or_else(no_codes)?;
                 learner.choose(parameters, codes, &grad, step);
                 let parts = learner.parts(parameters, codes, &grad, noise.as_deref());
