@@ -54,49 +54,36 @@ fn main() -> Result<(), Box<dyn Error>> {
     let bare = Bare::new(&model, ids, layer + 1)?;
 
     let dir = std::env::temp_dir().join(format!("bench-step-{}", std::process::id()));
-    let mut times: Vec<(String, Vec<f64>, Vec<f64>)> = Vec::new();
-    for round in 0..rounds {
-        for (name, basis, leash) in bases(layer) {
-            let mut config = TrainConfig::of(basis, site, 0);
+    for (name, basis, leash) in bases(layer) {
+        let (mut bares, mut steps) = (Vec::new(), Vec::new());
+        for round in 0..rounds {
+            let mut config = TrainConfig::of(basis.clone(), site, 0);
             config.length = Length::Steps(PASSES);
             config.batch = SEQUENCES;
             config.context = TOKENS;
             config.evaluate_every = Some(PASSES);
             config.objective = Objective::NextToken;
             config.leash = leash;
-            let mut seconds = Vec::new();
+            let mut seconds = 0.0;
             for _ in 0..PASSES {
-                seconds.push(bare.pass(&model)?);
+                seconds += bare.pass(&model)?;
             }
-            let out = dir.join(format!("{name}-{round}").replace([' ', ','], "-"));
+            bares.push(seconds / PASSES as f64);
+            let out = dir.join(format!("{name}-{round}").replace(' ', "-"));
             let trained = train(&input, &config, &out, &Control::hidden())?;
-            let step = trained.seconds_per_step.unwrap_or(f64::NAN);
-            let place = times.iter().position(|(known, ..)| *known == name);
-            let place = place.unwrap_or_else(|| {
-                times.push((name.clone(), Vec::new(), Vec::new()));
-                times.len() - 1
-            });
-            times[place]
-                .1
-                .push(seconds.iter().sum::<f64>() / seconds.len() as f64);
-            times[place].2.push(step);
+            steps.push(trained.seconds_per_step.unwrap_or(f64::NAN));
         }
-    }
-    std::fs::remove_dir_all(&dir)?;
-    for (name, bare, step) in &mut times {
-        let ratios: Vec<f64> = bare.iter().zip(&*step).map(|(b, s)| s / b).collect();
+        let ratios: Vec<f64> = bares.iter().zip(&steps).map(|(b, s)| s / b).collect();
+        let each: Vec<String> = ratios.iter().map(|ratio| format!("{ratio:.2}")).collect();
         println!(
             "{name}: bare {:.3} s, step {:.3} s, ratio {:.3} (rounds: {})",
-            median(bare.clone()),
-            median(step.clone()),
-            median(ratios.clone()),
-            ratios
-                .iter()
-                .map(|r| format!("{r:.2}"))
-                .collect::<Vec<_>>()
-                .join(" ")
+            median(bares),
+            median(steps),
+            median(ratios),
+            each.join(" ")
         );
     }
+    std::fs::remove_dir_all(&dir)?;
     Ok(())
 }
 

@@ -135,7 +135,7 @@ impl TrainConfig {
     /// The defaults for a basis.
     pub fn of(basis: Basis, site: Site, seed: u64) -> Self {
         let (lr, change_penalty) = match &basis {
-            Basis::Residual { .. } => (0.01, 2.0),
+            Basis::Residual { .. } | Basis::LowRank { entries: None, .. } => (0.01, 2.0),
             Basis::Lora { .. } => (5e-3, 0.0),
             // Entries that move together move the stream by as much as their number.
             Basis::Bias { sparsity, .. } => match sparsity {
@@ -147,7 +147,6 @@ impl TrainConfig {
                 entries: Some(entries),
                 ..
             } => (feature_rate(*entries), 2.0),
-            Basis::LowRank { entries: None, .. } => (0.01, 2.0),
         };
         Self {
             site,
