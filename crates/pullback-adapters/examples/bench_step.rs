@@ -1,7 +1,7 @@
 //! What a step of training costs beside the bare forward and backward pass of the blocks above the site, in turn.
 //!
-//! `bench_step MODEL.gguf SAE [ROUNDS]`: 8 sequences of 64 tokens. A round is three bare passes and three steps of each
-//! basis; printed are medians over the rounds and their ratio.
+//! `bench_step MODEL.gguf SAE [ROUNDS [NAME]]`: 8 sequences of 64 tokens. A round is three bare passes and three steps; printed
+//! are medians over the rounds and of their ratios, for each basis or for those whose name begins so.
 #![allow(clippy::print_stdout, reason = "it prints its measurements")]
 
 use std::error::Error;
@@ -23,7 +23,7 @@ const PASSES: usize = 3;
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [model_path, sae_path, rest @ ..] = &arguments[..] else {
-        return Err("usage: bench_step MODEL.gguf SAE [ROUNDS]".into());
+        return Err("usage: bench_step MODEL.gguf SAE [ROUNDS [NAME]]".into());
     };
     let rounds: usize = rest.first().map_or(Ok(3), |rounds| rounds.parse())?;
     let model = Model::load(Path::new(model_path), &Device::flex())?;
@@ -54,7 +54,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     let bare = Bare::new(&model, ids, layer + 1)?;
 
     let dir = std::env::temp_dir().join(format!("bench-step-{}", std::process::id()));
-    for (name, basis, leash) in bases(layer) {
+    let wanted = rest.get(1).map_or("", String::as_str);
+    let chosen = bases(layer).into_iter();
+    for (name, basis, leash) in chosen.filter(|(name, ..)| name.starts_with(wanted)) {
         let (mut bares, mut steps) = (Vec::new(), Vec::new());
         for round in 0..rounds {
             let mut config = TrainConfig::of(basis.clone(), site, 0);

@@ -2,6 +2,7 @@
 
 pub(crate) mod grow;
 pub(crate) mod map;
+mod sum;
 
 use std::path::Path;
 use std::sync::Arc;
