@@ -22,12 +22,27 @@ pub enum AdapterError {
     #[error("{0}")]
     Option(String),
     /// Training left the numbers that can be computed with.
-    #[error("training diverged at step {step}; a smaller learning rate than {lr} is needed")]
+    #[error("training diverged at step {step}; a smaller learning rate than {lr} is needed ({} is the adapter as it was at \
+             step {kept_step}, where the held-out loss was lowest)", kept.display())]
     Diverged {
         /// The step.
         step: usize,
         /// The learning rate.
         lr: f64,
+        /// The step of the state that was kept.
+        kept_step: usize,
+        /// Where it is.
+        kept: PathBuf,
+    },
+    /// The dictionary of an adapter could not be loaded.
+    #[error("the dictionary of {} could not be loaded from {} ({problem}): give its place with --sae", adapter.display(), sae.display())]
+    Dictionary {
+        /// The adapter.
+        adapter: PathBuf,
+        /// The place that was tried.
+        sae: PathBuf,
+        /// What is wrong.
+        problem: String,
     },
     /// A dictionary or its store could not be used.
     #[error(transparent)]

@@ -1,26 +1,37 @@
 //! Learned changes of a model, and what they mean in the basis of a dictionary.
 //!
-//! - [`ResidualAdapter`]: `x ↦ x + W_out·act(W_in x + b_in)` at a site of the residual stream.
-//! - [`train()`]: trains one on question-answer [`Pair`]s by gradient through the layers above the site.
-//! - [`Pullback`]: the adapter's matrices read through a dictionary.
+//! - [`Adapter`]: one of [`ResidualAdapter`] (`x ↦ x + W_out·act(W_in x + b_in)`), [`FeatureAdapter`] (a bias, a sparse
+//!   matrix or low-rank factors over the features of a dictionary) and [`LoraAdapter`] (updates of weight matrices).
+//! - [`train()`]: trains one on [`Sample`]s for an [`Objective`], by gradient through the blocks above the site.
+//! - [`Pullback`]: a residual adapter's matrices read through a dictionary.
 //! - [`explain()`]: measures what each feature's activation really does, compares it with the linear
 //!   prediction and picks the features that changed most.
 
+mod adapter;
 mod error;
 mod explain;
-mod instruct;
+mod feature;
+mod lora;
+mod objective;
 mod pullback;
 mod residual;
+mod samples;
 mod statistics;
+mod tensor_file;
 mod train;
 
+pub use adapter::Adapter;
 pub use error::AdapterError;
 pub use explain::{ChangedFeature, Explanation, HiddenUnit, agreement_on, explain, explain_on};
-pub use instruct::{Pair, built_in_pairs, read_pairs, split_pairs};
+pub use feature::FeatureAdapter;
+pub use feature::map::{Decoder, Projected, Support};
+pub use lora::{LoraAdapter, LoraPart, lora_weights};
+pub use objective::Objective;
 pub use pullback::Pullback;
 pub use residual::{ADAPTER_KIND, Activation, ResidualAdapter};
+pub use samples::{Pair, Sample, built_in_samples, read_samples, split};
 pub use statistics::spearman;
 pub use train::{
-    AdapterResult, AdapterTraining, TrainConfig, TrainedAdapter, data_digest, held_out_answers,
-    load_training, train,
+    AdapterResult, AdapterTraining, Basis, Length, Sparsity, TrainConfig, TrainInput,
+    TrainedAdapter, data_digest, held_out_answers, load_training, train,
 };

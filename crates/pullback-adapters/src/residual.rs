@@ -1,6 +1,7 @@
 //! The residual-stream adapter.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor, TensorData, activation};
 use bytemuck::{cast_slice, pod_collect_to_vec};
@@ -77,11 +78,18 @@ pub(crate) const FIRST_POSITION: usize = 1;
 
 #[derive(Serialize, Deserialize)]
 struct Description {
+    /// Adapters of older programs do not say it.
+    #[serde(default = "residual")]
+    basis: String,
     site: Site,
     activation: Activation,
     rank: usize,
     d: usize,
     first_position: usize,
+}
+
+fn residual() -> String {
+    "residual".to_owned()
 }
 
 impl ResidualAdapter {
@@ -130,6 +138,7 @@ impl ResidualAdapter {
         let bytes = safetensors::serialize(tensors, None).map_err(wrong)?;
         write_atomic(&path, &bytes)?;
         let description = Description {
+            basis: residual(),
             site: self.site,
             activation: self.activation,
             rank: self.rank(),
@@ -158,6 +167,15 @@ impl ResidualAdapter {
         let manifest = Manifest::load_kind(dir, ADAPTER_KIND)?;
         manifest.verify_sizes(dir)?;
         let description: Description = read_json(&dir.join(DESCRIPTION))?;
+        if description.basis != residual() {
+            return Err(AdapterError::File {
+                path: dir.join(DESCRIPTION),
+                problem: format!(
+                    "the basis is \"{}\", a residual adapter is needed here",
+                    description.basis
+                ),
+            });
+        }
         manifest.check_site(&description.site.to_string())?;
         if description.first_position != FIRST_POSITION
             || description.rank == 0
@@ -234,5 +252,12 @@ impl Edit for ResidualAdapter {
 
     fn describe(&self) -> String {
         format!("a residual adapter of rank {}", self.rank())
+    }
+}
+
+/// An adapter as an edit to give to a run.
+impl From<ResidualAdapter> for Arc<dyn Edit> {
+    fn from(adapter: ResidualAdapter) -> Self {
+        Arc::new(adapter)
     }
 }

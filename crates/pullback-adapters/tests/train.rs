@@ -11,18 +11,22 @@ use std::path::Path;
 
 use burn::tensor::{Device, Tensor, TensorData};
 use common::base::{assert_close, assert_has, assert_same_files, interrupted_at, tiny, values};
-use common::pairs;
+use common::{as_samples, pairs, samples};
 use pullback_adapters::{
-    AdapterError, Pair, ResidualAdapter, TrainConfig, TrainedAdapter, held_out_answers,
-    load_training, read_pairs, split_pairs, train,
+    Activation, Adapter, AdapterError, Basis, Length, Pair, ResidualAdapter, TrainConfig,
+    TrainInput, TrainedAdapter, held_out_answers, load_training, read_samples, split,
 };
 use pullback_artifact::{Control, Manifest};
 use pullback_model::{Input, Intervention, Message, Model, RunOptions, Site};
 
+fn residual(rank: usize, activation: Activation) -> Basis {
+    Basis::Residual { rank, activation }
+}
+
 fn config() -> TrainConfig {
     TrainConfig {
-        rank: 3,
-        epochs: 5,
+        basis: residual(3, Activation::Gelu),
+        length: Length::Epochs(5),
         batch: 2,
         lr: 0.05,
         change_penalty: 0.2,
@@ -30,8 +34,32 @@ fn config() -> TrainConfig {
     }
 }
 
+fn train(
+    model: &Model,
+    pairs: &[Pair],
+    config: &TrainConfig,
+    out: &Path,
+    control: &Control,
+) -> Result<TrainedAdapter, AdapterError> {
+    let samples = as_samples(pairs);
+    pullback_adapters::train(
+        &TrainInput::new(model, "tiny", &samples),
+        config,
+        out,
+        control,
+    )
+}
+
 fn trained(model: &Model, config: &TrainConfig, out: &Path) -> TrainedAdapter {
-    train(model, "tiny", &pairs(), config, out, &Control::hidden()).unwrap()
+    train(model, &pairs(), config, out, &Control::hidden()).unwrap()
+}
+
+/// The adapter, which is residual.
+fn inner(trained: &TrainedAdapter) -> ResidualAdapter {
+    match &trained.adapter {
+        Adapter::Residual(adapter) => adapter.clone(),
+        other => panic!("{} is not residual", other.basis()),
+    }
 }
 
 /// Mean cross-entropy of the answers' tokens, one pair at a time with the whole model, from logits.
@@ -84,12 +112,12 @@ fn loss_by_hand(model: &Model, pairs: &[Pair], adapter: Option<&ResidualAdapter>
 fn losses_are_those_from_logits_and_fall() {
     let dir = tempfile::tempdir().unwrap();
     let model = tiny();
-    let (train_pairs, held_out) = split_pairs(&pairs());
+    let (train_pairs, held_out) = split(&pairs());
     assert_eq!((train_pairs.len(), held_out.len()), (6, 1));
     let out = dir.path().join("adapter");
     let trained = trained(&model, &config(), &out);
     let before = loss_by_hand(&model, &held_out, None);
-    let after = loss_by_hand(&model, &held_out, Some(&trained.adapter));
+    let after = loss_by_hand(&model, &held_out, Some(&inner(&trained)));
     assert!(
         (trained.result.loss_before - before).abs() < 1e-5,
         "{:?} {before}",
@@ -105,7 +133,7 @@ fn losses_are_those_from_logits_and_fall() {
         "held-out loss went from {before} to {after}"
     );
     let before = loss_by_hand(&model, &train_pairs, None);
-    let after = loss_by_hand(&model, &train_pairs, Some(&trained.adapter));
+    let after = loss_by_hand(&model, &train_pairs, Some(&inner(&trained)));
     assert!(after < 0.8 * before, "loss went from {before} to {after}");
 
     let training = &trained.training;
@@ -121,8 +149,8 @@ fn losses_are_those_from_logits_and_fall() {
     assert_eq!(manifest.model.as_ref().unwrap().digest, model.digest());
     manifest.verify_files(&out, &Control::hidden()).unwrap();
     let (loaded, _) = ResidualAdapter::load(&out).unwrap();
-    assert_eq!(values(loaded.w_out), values(trained.adapter.w_out));
-    assert_eq!(values(loaded.w_in), values(trained.adapter.w_in));
+    assert_eq!(values(loaded.w_out), values(inner(&trained).w_out));
+    assert_eq!(values(loaded.w_in), values(inner(&trained).w_in));
 }
 
 #[test]
@@ -132,11 +160,11 @@ fn the_first_loss_is_that_of_the_model_itself() {
     let model = tiny();
     let config = TrainConfig {
         batch: 6,
-        epochs: 1,
+        length: Length::Epochs(1),
         ..config()
     };
     let trained = trained(&model, &config, &dir.path().join("adapter"));
-    let expected = loss_by_hand(&model, &split_pairs(&pairs()).0, None);
+    let expected = loss_by_hand(&model, &split(&pairs()).0, None);
     assert_eq!(trained.training.train.len(), 1);
     assert!((trained.training.train[0] - expected).abs() < 1e-5);
 }
@@ -145,7 +173,14 @@ fn the_first_loss_is_that_of_the_model_itself() {
 fn a_larger_penalty_makes_a_smaller_change_and_no_penalty_none() {
     let dir = tempfile::tempdir().unwrap();
     let model = tiny();
-    let x = held_out_answers(&model, &pairs(), Site::resid_post(1), &Control::hidden()).unwrap();
+    let x = held_out_answers(
+        &model,
+        &samples(),
+        Site::resid_post(1),
+        64,
+        &Control::hidden(),
+    )
+    .unwrap();
     let rows = x.len() / 32;
     let mut sizes = Vec::new();
     for (number, change_penalty) in [0.0, 1.0, 30.0].into_iter().enumerate() {
@@ -153,7 +188,8 @@ fn a_larger_penalty_makes_a_smaller_change_and_no_penalty_none() {
             change_penalty,
             ..config()
         };
-        let adapter = trained(&model, &config, &dir.path().join(number.to_string())).adapter;
+        let adapter = trained(&model, &config, &dir.path().join(number.to_string()));
+        let adapter = inner(&adapter);
         let tensor =
             Tensor::<2>::from_data(TensorData::new(x.clone(), [rows, 32]), &Device::flex());
         sizes.push(
@@ -174,9 +210,9 @@ fn a_larger_penalty_makes_a_smaller_change_and_no_penalty_none() {
 fn activations_on_held_out_answers_are_those_of_the_whole_model() {
     let model = tiny();
     let site = Site::resid_post(1);
-    let found = held_out_answers(&model, &pairs(), site, &Control::hidden()).unwrap();
+    let found = held_out_answers(&model, &samples(), site, 64, &Control::hidden()).unwrap();
     let mut expected = Vec::new();
-    for pair in split_pairs(&pairs()).1 {
+    for pair in split(&pairs()).1 {
         let messages = [
             Message::user(&pair.prompt),
             Message::assistant(&pair.answer),
@@ -198,7 +234,8 @@ fn activations_on_held_out_answers_are_those_of_the_whole_model() {
         }
     }
     assert_close(&found, &expected, 1e-5);
-    let error = held_out_answers(&model, &pairs(), Site::embed(), &Control::hidden()).unwrap_err();
+    let error =
+        held_out_answers(&model, &samples(), Site::embed(), 64, &Control::hidden()).unwrap_err();
     assert_has(&error.to_string(), &["hook_resid_post", "hook_embed"]);
 }
 
@@ -209,13 +246,13 @@ fn every_activation_and_site_can_be_trained() {
     for (number, activation) in common::ACTIVATIONS.into_iter().enumerate() {
         let site = Site::resid_post(number % 3);
         let config = TrainConfig {
-            activation,
+            basis: residual(3, activation),
             site,
             ..config()
         };
         let trained = trained(&model, &config, &dir.path().join(activation.name()));
         assert_eq!(
-            (trained.adapter.activation, trained.adapter.site),
+            (inner(&trained).activation, inner(&trained).site),
             (activation, site)
         );
         assert!(
@@ -244,7 +281,7 @@ fn an_interrupted_training_goes_on_to_the_same_bytes() {
     ] {
         let out = dir.path().join(format!("{stage}{times}"));
         let control = interrupted_at(stage, times);
-        let error = train(&model, "tiny", &pairs(), &config, &out, &control).unwrap_err();
+        let error = train(&model, &pairs(), &config, &out, &control).unwrap_err();
         assert!(matches!(error, AdapterError::Interrupted(_)), "{error}");
         assert!(!out.exists());
         let resumed = trained(&model, &config, &out);
@@ -263,16 +300,7 @@ fn an_interrupted_training_goes_on_to_the_same_bytes() {
     // Again and again, two steps at a time.
     let out = dir.path().join("piecemeal");
     let mut calls = 1;
-    while train(
-        &model,
-        "tiny",
-        &pairs(),
-        &config,
-        &out,
-        &interrupted_at("adapt", 3),
-    )
-    .is_err()
-    {
+    while train(&model, &pairs(), &config, &out, &interrupted_at("adapt", 3)).is_err() {
         calls += 1;
         assert!(calls < 30, "no progress");
     }
@@ -294,10 +322,9 @@ fn the_seed_decides_and_other_work_is_started_anew() {
     };
     let third = trained(&model, &other, &at("third"));
     let first = ResidualAdapter::load(&at("first")).unwrap().0;
-    assert_ne!(values(third.adapter.w_in), values(first.w_in));
+    assert_ne!(values(inner(&third).w_in), values(first.w_in));
     train(
         &model,
-        "tiny",
         &pairs(),
         &other,
         &at("restarted"),
@@ -311,7 +338,6 @@ fn the_seed_decides_and_other_work_is_started_anew() {
     changed[0].answer = "aye".to_owned();
     train(
         &model,
-        "tiny",
         &changed,
         &config,
         &at("changed"),
@@ -330,7 +356,7 @@ fn what_cannot_be_trained_is_refused_in_words() {
     let refused = |pairs: &[Pair], change: &dyn Fn(&mut TrainConfig)| {
         let mut config = config();
         change(&mut config);
-        let result = train(&model, "tiny", pairs, &config, &out, &Control::hidden()).map(|_| ());
+        let result = train(&model, pairs, &config, &out, &Control::hidden()).map(|_| ());
         let error = result.expect_err("it was trained").to_string();
         assert!(!out.exists());
         error
@@ -348,8 +374,14 @@ fn what_cannot_be_trained_is_refused_in_words() {
         &refused(&pairs, &|c| c.site = Site::resid_post(3)),
         &["blocks.3", "blocks.0 to blocks.2"],
     );
-    assert_has(&refused(&pairs, &|c| c.rank = 0), &["one hidden unit"]);
-    assert_has(&refused(&pairs, &|c| c.epochs = 0), &["one epoch"]);
+    assert_has(
+        &refused(&pairs, &|c| c.basis = residual(0, Activation::Gelu)),
+        &["one hidden unit"],
+    );
+    assert_has(
+        &refused(&pairs, &|c| c.length = Length::Epochs(0)),
+        &["one epoch"],
+    );
     assert_has(&refused(&pairs, &|c| c.batch = 0), &["one pair in a batch"]);
     assert_has(
         &refused(&pairs, &|c| c.lr = -0.1),
@@ -367,7 +399,7 @@ fn what_cannot_be_trained_is_refused_in_words() {
         );
     }
     std::fs::create_dir(&out).unwrap();
-    let error = train(&model, "tiny", &pairs, &config(), &out, &Control::hidden()).unwrap_err();
+    let error = train(&model, &pairs, &config(), &out, &Control::hidden()).unwrap_err();
     assert_has(&error.to_string(), &["adapter", "exists"]);
 }
 
@@ -378,7 +410,6 @@ fn a_pair_longer_than_the_context_is_named() {
     pairs[3].prompt = "the longest of all questions ".repeat(5);
     let result = train(
         &tiny(),
-        "tiny",
         &pairs,
         &config(),
         &dir.path().join("adapter"),
@@ -395,7 +426,6 @@ fn too_few_pairs_are_refused() {
         let out = dir.path().join(count.to_string());
         let result = train(
             &tiny(),
-            "tiny",
             &pairs()[..count],
             &config(),
             &out,
@@ -410,15 +440,7 @@ fn too_few_pairs_are_refused() {
 fn two_pairs_are_enough() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("two");
-    let trained = train(
-        &tiny(),
-        "tiny",
-        &pairs()[..2],
-        &config(),
-        &out,
-        &Control::hidden(),
-    )
-    .unwrap();
+    let trained = train(&tiny(), &pairs()[..2], &config(), &out, &Control::hidden()).unwrap();
     assert!(trained.result.loss_before > 0.0 && trained.training.train.len() == 5);
 }
 
@@ -433,22 +455,22 @@ fn malformed_pairs_are_named_with_their_line() {
         (format!("{good}\n[\"a\", 3]\n"), "line 2"),
         (
             format!("{good}\n{{\"prompt\":\" \",\"answer\":\"b\"}}\n"),
-            "line 2: prompt and answer must not be empty",
+            "line 2: prompt is empty",
         ),
-        (format!("{good}\n"), "1 pairs are too few"),
-        (String::new(), "0 pairs are too few"),
+        (format!("{good}\n"), "1 samples are too few"),
+        (String::new(), "0 samples are too few"),
     ] {
         std::fs::write(&path, text).unwrap();
         assert_has(
-            &read_pairs(&path).unwrap_err().to_string(),
+            &read_samples(&path).unwrap_err().to_string(),
             &["pairs.jsonl", words],
         );
     }
     std::fs::write(&path, b"\xff\xfe").unwrap();
     assert_has(
-        &read_pairs(&path).unwrap_err().to_string(),
+        &read_samples(&path).unwrap_err().to_string(),
         &["pairs.jsonl", "UTF-8"],
     );
     std::fs::write(&path, format!("{good}\r\n{good}\r\n")).unwrap();
-    assert_eq!(read_pairs(&path).unwrap().len(), 2);
+    assert_eq!(read_samples(&path).unwrap().len(), 2);
 }

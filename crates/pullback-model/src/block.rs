@@ -11,6 +11,7 @@ use crate::flow::{Flow, sum};
 use crate::model::{Block, NormWeights};
 use crate::pass::{Halt, Pass};
 use crate::site::Place;
+use crate::weights::WeightName as W;
 
 /// What attention hides: a number so low that its exponential is zero, yet finite.
 const HIDDEN: f64 = -1.0e30;
@@ -52,9 +53,12 @@ impl BlockRun<'_> {
         let (block, layer, config) = (self.block, self.layer, pass.config);
         let places = [Place::AttnScale, Place::AttnNormalized];
         let x = normalised(stream, &block.attn_norm, layer, places, pass)?;
-        let mut q = pass.tap(layer, Place::Query, x.clone().affine(&block.q))?;
-        let mut k = pass.tap(layer, Place::Key, x.clone().affine(&block.k))?;
-        let v = pass.tap(layer, Place::Value, x.affine(&block.v))?;
+        let q = pass.affine(x.clone(), &block.q, W::Q(layer));
+        let mut q = pass.tap(layer, Place::Query, q)?;
+        let k = pass.affine(x.clone(), &block.k, W::K(layer));
+        let mut k = pass.tap(layer, Place::Key, k)?;
+        let v = pass.affine(x, &block.v, W::V(layer));
+        let v = pass.tap(layer, Place::Value, v)?;
         if let Some((q_norm, k_norm)) = &block.qk_norms {
             let heads = |flow: Flow, weights, heads| {
                 let eps = f64::from(config.norm_eps);
@@ -108,7 +112,7 @@ impl BlockRun<'_> {
         };
         let z = pass.tap(layer, Place::Mixed, z)?;
         let out = if pass.wants(layer, Place::HeadResult) {
-            let weight = block.o.weight.dense();
+            let weight = pass.dense(&block.o, W::O(layer));
             let results = z.linear(|z| head_results(&z, &weight, config.n_heads));
             let results = pass.tap(layer, Place::HeadResult, results)?;
             let mut out = results.linear(|x| {
@@ -121,7 +125,7 @@ impl BlockRun<'_> {
             }
             out
         } else {
-            z.affine(&block.o)
+            pass.affine(z, &block.o, W::O(layer))
         };
         let out = match &block.attn_post_norm {
             Some(weights) => {
@@ -137,18 +141,19 @@ impl BlockRun<'_> {
         let (block, layer, config) = (self.block, self.layer, pass.config);
         let places = [Place::MlpScale, Place::MlpNormalized];
         let x = normalised(stream, &block.mlp_norm, layer, places, pass)?;
-        let hidden = match &block.gate {
-            Some(gate) => {
-                let gate = pass.tap(layer, Place::MlpPre, x.clone().affine(gate))?;
-                let up = pass.tap(layer, Place::MlpPreLinear, x.affine(&block.up))?;
-                gate.gate(up, config.activation)
-            }
-            None => pass
-                .tap(layer, Place::MlpPre, x.affine(&block.up))?
-                .activate(config.activation),
+        let hidden = if let Some(gate) = &block.gate {
+            let gate = pass.affine(x.clone(), gate, W::Gate(layer));
+            let gate = pass.tap(layer, Place::MlpPre, gate)?;
+            let up = pass.affine(x, &block.up, W::Up(layer));
+            let up = pass.tap(layer, Place::MlpPreLinear, up)?;
+            gate.gate(up, config.activation)
+        } else {
+            let up = pass.affine(x, &block.up, W::Up(layer));
+            pass.tap(layer, Place::MlpPre, up)?
+                .activate(config.activation)
         };
         let hidden = pass.tap(layer, Place::MlpPost, hidden)?;
-        let out = hidden.affine(&block.down);
+        let out = pass.affine(hidden, &block.down, W::Down(layer));
         let out = match &block.mlp_post_norm {
             Some(weights) => {
                 let places = [Place::MlpPostScale, Place::MlpPostNormalized];

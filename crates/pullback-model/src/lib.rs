@@ -5,6 +5,7 @@
 //! - [`Llama2c`]: a checkpoint of llama2.c and its tokenizer.
 //! - [`Model`]: the weights as tensors. [`Model::run`] runs any slice of layers with [`Intervention`]s and
 //!   recordings at [`Site`]s, differentiably; [`Model::generate`] makes text.
+//! - [`WeightUpdate`]: low-rank changes of weight matrices, beside the weights in a run or merged into them.
 //! - [`analysis`]: logit lens, direct logit attribution and activation patching.
 
 pub mod analysis;
@@ -28,6 +29,7 @@ mod run;
 mod sampling;
 mod site;
 mod tokenizer;
+mod weight_update;
 mod weights;
 
 pub use cache::KeyValueCache;
@@ -47,4 +49,5 @@ pub use run::{Input, RunOptions, RunOutput};
 pub use sampling::{Piece, Sampling, StopStrings, choose, distribution};
 pub use site::{Place, Site, SiteError};
 pub use tokenizer::{DecodeStream, Tokenizer};
+pub use weight_update::WeightUpdate;
 pub use weights::WeightName;

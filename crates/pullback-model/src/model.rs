@@ -349,6 +349,10 @@ impl Model {
         &self.blocks
     }
 
+    pub(crate) fn blocks_mut(&mut self) -> &mut [Block] {
+        &mut self.blocks
+    }
+
     pub(crate) fn final_norm_weights(&self) -> &NormWeights {
         &self.final_norm
     }

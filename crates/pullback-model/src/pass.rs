@@ -1,6 +1,7 @@
 //! One pass through the model: what interventions, recordings and directions want of each site.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use burn::tensor::Tensor;
@@ -9,7 +10,10 @@ use crate::config::ModelConfig;
 use crate::error::ModelError;
 use crate::flow::{Flow, sum};
 use crate::intervention::{Intervention, Rows};
+use crate::model::Affine;
 use crate::site::{Place, Site, SiteError};
+use crate::weight_update::WeightUpdate;
+use crate::weights::WeightName;
 
 /// Why a pass ends before its last block.
 pub(crate) enum Halt {
@@ -38,6 +42,7 @@ pub(crate) struct Pass<'a> {
     /// Positions of the rows, as the rotary embedding takes them.
     pub(crate) positions: Arc<[u32]>,
     pub(crate) interventions: &'a [Intervention],
+    pub(crate) updates: &'a [WeightUpdate],
     pub(crate) record: &'a [Site],
     pub(crate) direction: Option<&'a Direction>,
     /// Whether the pass ends when all of `record` is there.
@@ -53,6 +58,44 @@ impl Pass<'_> {
         self.interventions.iter().any(|i| i.site() == site)
             || self.record.contains(&site)
             || self.direction.is_some_and(|d| d.site == site)
+    }
+
+    /// `x Wᵀ + b` with the updates of the weight.
+    pub(crate) fn affine(&self, flow: Flow, map: &Affine, weight: WeightName) -> Flow {
+        if self.updates.is_empty() {
+            return flow.affine(map);
+        }
+        let mut out = flow.clone().affine(map);
+        for update in self.updates.iter().filter(|u| u.weight == weight) {
+            out = out.plus(flow.clone().linear(|x| update.added(x)));
+        }
+        out
+    }
+
+    /// The matrix of a weight with its updates.
+    pub(crate) fn dense(&self, map: &Affine, weight: WeightName) -> Tensor<2> {
+        let updates = self.updates.iter().filter(|u| u.weight == weight);
+        updates.fold(map.weight.dense(), |sum, update| sum + update.product())
+    }
+
+    /// Checks, before anything is computed, that all updates fit and that their blocks are run.
+    pub(crate) fn check_updates(&self, blocks: Range<usize>) -> Result<(), ModelError> {
+        for update in self.updates {
+            update.check(self.config)?;
+            if update
+                .weight
+                .layer()
+                .is_none_or(|layer| !blocks.contains(&layer))
+            {
+                return Err(ModelError::Input {
+                    problem: format!(
+                        "{:?} is to be updated, and this run computes blocks {} to {} (exclusive)",
+                        update.weight, blocks.start, blocks.end
+                    ),
+                });
+            }
+        }
+        Ok(())
     }
 
     /// Lets interventions, directions and recordings at a site have the activation.

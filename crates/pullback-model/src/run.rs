@@ -16,6 +16,7 @@ use crate::intervention::{Intervention, Rows};
 use crate::model::{Matrix, Model};
 use crate::pass::{Direction, Halt, Pass};
 use crate::site::{Place, Site, SiteError};
+use crate::weight_update::WeightUpdate;
 
 /// Rows up to which a run is so short that threads are better kept standing by than woken.
 const FEW_ROWS: usize = 16;
@@ -91,6 +92,8 @@ pub struct RunOptions<'a> {
     pub interventions: &'a [Intervention],
     /// Sites whose activations are returned (after the interventions there).
     pub record: &'a [Site],
+    /// Low-rank updates of weight matrices, as if they were added to the weights.
+    pub updates: &'a [WeightUpdate],
     /// Device of the run when it starts from tokens; default: the model's. An autodiff device makes
     /// gradients possible.
     pub device: Option<Device>,
@@ -255,6 +258,7 @@ impl Model {
             rows,
             positions,
             interventions: options.interventions,
+            updates: options.updates,
             record: options.record,
             direction: how.direction,
             only_record: how.only_record,
@@ -270,6 +274,7 @@ impl Model {
         };
         let extent = format!("this run computes blocks {first} to {last} (exclusive)");
         pass.check(reached, &extent)?;
+        pass.check_updates(first..last)?;
         if how.all_act {
             pass.check_all_act()?;
         }

@@ -10,7 +10,7 @@
 pub mod sae;
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
-use pullback_adapters::{Activation, Pair, ResidualAdapter};
+use pullback_adapters::{Activation, Pair, ResidualAdapter, Sample};
 use pullback_model::Site;
 
 pub use sae::base;
@@ -152,4 +152,14 @@ pub fn pairs() -> Vec<Pair> {
             answer: if number % 2 == 0 { "arr" } else { "ahoy" }.to_owned(),
         })
         .collect()
+}
+
+/// The same as samples.
+pub fn samples() -> Vec<Sample> {
+    as_samples(&pairs())
+}
+
+/// Pairs as samples.
+pub fn as_samples(pairs: &[Pair]) -> Vec<Sample> {
+    pairs.iter().cloned().map(Sample::from).collect()
 }

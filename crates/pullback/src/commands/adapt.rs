@@ -6,8 +6,8 @@ pub(crate) mod train;
 /// Commands under `adapt`.
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {
-    /// Train a residual-stream adapter on question-answer pairs
-    Train(train::Arguments),
+    /// Train an adapter: in the residual stream, over features, or as updates of weights
+    Train(Box<train::Arguments>),
     /// Pull an adapter back through an autoencoder and read what changed
     Explain(explain::Arguments),
 }

@@ -10,8 +10,9 @@ use std::time::Instant;
 use anyhow::{Context, bail};
 use pullback_activations::{ActivationStore, HarvestConfig, HarvestResult, harvest};
 use pullback_adapters::{
-    AdapterResult, AdapterTraining, Explanation, ResidualAdapter, TrainConfig as AdaptConfig,
-    agreement_on, built_in_pairs, explain_on, held_out_answers,
+    Activation, AdapterResult, AdapterTraining, Basis, Explanation, Length, ResidualAdapter,
+    TrainConfig as AdaptConfig, TrainInput, agreement_on, built_in_samples, explain_on,
+    held_out_answers,
 };
 use pullback_artifact::{Control, Manifest, read_json, write_atomic, write_json};
 use pullback_model::{GenerateOptions, Intervention, Message, Model, Site};
@@ -233,10 +234,15 @@ pub(crate) fn run(app: &App, arguments: &Arguments) -> anyhow::Result<()> {
         &sae_path,
     )?;
 
-    let pairs = built_in_pairs()?;
+    let samples = built_in_samples()?;
     let mut config = AdaptConfig::new(site, arguments.seed);
-    config.rank = arguments.rank;
-    config.epochs = arguments.epochs.unwrap_or(config.epochs);
+    config.basis = Basis::Residual {
+        rank: arguments.rank,
+        activation: Activation::Gelu,
+    };
+    if let Some(epochs) = arguments.epochs {
+        config.length = Length::Epochs(epochs);
+    }
     if !finished(
         &adapter_path,
         "adapter",
@@ -245,7 +251,8 @@ pub(crate) fn run(app: &App, arguments: &Arguments) -> anyhow::Result<()> {
         None,
     )? {
         clock.time("adapt", || {
-            pullback_adapters::train(model, &named.name, &pairs, &config, &adapter_path, control)?;
+            let input = TrainInput::new(model, &named.name, &samples);
+            pullback_adapters::train(&input, &config, &adapter_path, control)?;
             Ok(())
         })?;
     }
@@ -258,7 +265,7 @@ pub(crate) fn run(app: &App, arguments: &Arguments) -> anyhow::Result<()> {
     clock.reset("explain");
     let (explanation, agreement_on_corpus, labels) = clock.time("explain", || {
         let pages = FeaturePages::default();
-        let answers = held_out_answers(model, &pairs, site, control)?;
+        let answers = held_out_answers(model, &samples, site, config.context, control)?;
         let explanation = explain_on(
             &answers,
             &adapter,

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use anyhow::bail;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use pullback_adapters::ResidualAdapter;
+use pullback_adapters::Adapter;
 use pullback_model::analysis::PatchPlace;
 use pullback_model::{Intervention, Message, Model, Site};
 use pullback_sae::{Sae, Splice, Wiring, splice_transcoder};
@@ -53,9 +53,20 @@ pub(crate) struct Arguments {
     /// Lines of the next-token table, and of the table of --attribute
     #[arg(long, default_value_t = 10)]
     top: usize,
-    /// An adapter to run with (may be given several times)
+    /// An adapter to run with, or LoRA in PEFT's files (may be given several times; they act in this order)
     #[arg(long, value_name = "DIR")]
     adapter: Vec<PathBuf>,
+    /// Make the changes of the adapters so many times as large: one number for all, or one each
+    #[arg(
+        long,
+        value_name = "FACTOR",
+        requires = "adapter",
+        allow_negative_numbers = true
+    )]
+    adapter_scale: Vec<f32>,
+    /// The dictionary of adapters over features; default: the place that they record
+    #[arg(long, value_name = "DIR", requires = "adapter")]
+    sae: Option<PathBuf>,
     /// A sparse autoencoder whose reconstruction replaces the activation at its site
     #[arg(long, value_name = "DIR")]
     splice: Option<PathBuf>,
@@ -157,9 +168,9 @@ impl Inside {
 
 pub(crate) fn run(app: &App, arguments: &Arguments) -> anyhow::Result<()> {
     check(arguments)?;
-    let named = app.load_model(&arguments.model)?;
+    let mut named = app.load_model(&arguments.model)?;
+    let interventions = interventions(arguments, &mut named)?;
     let model = &named.model;
-    let interventions = interventions(arguments, &named)?;
     if arguments.prompt.is_empty() && arguments.tokens.is_empty() {
         if arguments.chat && !app.json && !arguments.inside.analyses() {
             return text::converse(app, arguments, model, &interventions);
@@ -237,6 +248,12 @@ fn check(arguments: &Arguments) -> anyhow::Result<()> {
     if stop.iter().any(String::is_empty) {
         bail!("--stop is empty: no text could come before it");
     }
+    let (scales, adapters) = (arguments.adapter_scale.len(), arguments.adapter.len());
+    if scales > 1 && scales != adapters {
+        bail!(
+            "--adapter-scale is given {scales} times for {adapters} adapters: give one, or one each"
+        );
+    }
     let inside = &arguments.inside;
     if inside.versus.is_some() && inside.attribute.is_none() && inside.patch.is_none() {
         bail!("--versus goes with --attribute or --patch");
@@ -270,13 +287,23 @@ fn refuse_existing(path: &std::path::Path, force: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn interventions(arguments: &Arguments, named: &NamedModel) -> anyhow::Result<Vec<Intervention>> {
+/// What changes the run; updates of weights change the model itself.
+fn interventions(
+    arguments: &Arguments,
+    named: &mut NamedModel,
+) -> anyhow::Result<Vec<Intervention>> {
     let mut interventions = Vec::new();
-    for path in &arguments.adapter {
-        let (adapter, manifest) = ResidualAdapter::load(path)?;
-        manifest.check_model(&named.reference())?;
-        let adapter = adapter.to_device(named.model.device());
-        interventions.push(Intervention::new(adapter.site, Arc::new(adapter)));
+    let reference = named.reference();
+    for (number, path) in arguments.adapter.iter().enumerate() {
+        let scale = match &arguments.adapter_scale[..] {
+            [] => 1.0,
+            [scale] => *scale,
+            scales => scales[number],
+        };
+        let sae = arguments.sae.as_deref();
+        Adapter::load(path, &reference, &named.model, sae)?
+            .scaled(scale)?
+            .attach(&mut named.model, &mut interventions)?;
     }
     if let Some(path) = &arguments.splice {
         let (sae, manifest) = pullback_sae::load(path)?;

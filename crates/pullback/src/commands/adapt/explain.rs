@@ -7,8 +7,8 @@ use anyhow::bail;
 use clap::ValueEnum;
 use pullback_activations::ActivationStore;
 use pullback_adapters::{
-    ChangedFeature, Explanation, ResidualAdapter, built_in_pairs, data_digest, explain, explain_on,
-    held_out_answers, read_pairs,
+    ChangedFeature, Explanation, ResidualAdapter, built_in_samples, data_digest, explain,
+    explain_on, held_out_answers, read_samples,
 };
 use pullback_artifact::write_json;
 use pullback_sae::FeaturePages;
@@ -132,17 +132,19 @@ pub(crate) fn run(app: &App, arguments: &Arguments) -> anyhow::Result<()> {
     let explanation = match arguments.on {
         On::Corpus => explain(&adapter, &sae, &store, model, arguments.top, pages, control)?,
         On::Answers => {
-            let pairs = match &arguments.data {
-                Some(path) => read_pairs(path)?,
-                None => built_in_pairs()?,
+            let samples = match &arguments.data {
+                Some(path) => read_samples(path)?,
+                None => built_in_samples()?,
             };
-            if adapter_manifest.config["data"] != data_digest(&pairs)? {
+            if adapter_manifest.config["data"] != data_digest(&samples)? {
                 bail!(
                     "{} was trained on other pairs: give them with --data, or measure with --on corpus",
                     arguments.adapter.display()
                 );
             }
-            let answers = held_out_answers(model, &pairs, adapter.site, control)?;
+            let context = adapter_manifest.config["train"]["context"].as_u64();
+            let context = context.map_or(model.config().n_ctx, |context| context as usize);
+            let answers = held_out_answers(model, &samples, adapter.site, context, control)?;
             explain_on(
                 &answers,
                 &adapter,

@@ -121,7 +121,7 @@ fn sae_facts(story: &Story<'_>) -> SaeFacts {
 fn adapter_facts(story: &Story<'_>) -> AdapterFacts {
     let training = &story.adapter_training;
     AdapterFacts {
-        rank: story.adapter_result.rank,
+        rank: story.adapter.rank(),
         activation: story.adapter.activation.name().to_owned(),
         loss_before: story.adapter_result.loss_before,
         loss_after: story.adapter_result.loss_after,
