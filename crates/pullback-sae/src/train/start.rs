@@ -9,6 +9,8 @@ use crate::learn::{Lengths, Parameters, Rows, Step, batch};
 
 /// Rows that the geometric median is taken of.
 const MEDIAN_ROWS: usize = 4096;
+/// Length of an encoder row at the start where the decoder is not its copy.
+const UNRELATED_SCALE: f32 = 0.25;
 /// Length of a decoder row at the start where it is free: Adam's steps are then as long beside it as beside one of length
 /// one. (`SAELens` starts at 0.1, `decoder_init_norm`.)
 const FREE_LENGTH: f32 = 1.0;
@@ -112,16 +114,14 @@ pub(super) fn initial(
 /// With rows of length one the codes of random features are far too long: thousands of directions that overlap, and each
 /// says the whole of what they share. Training then has to shorten them first, and features die meanwhile. The best of
 /// the powers of `2^-½` down to 1/16 is taken, each with the thresholds that the kind gives it. Where the decoder knows
-/// nothing of the encoder, as in a transcoder, the best would be none at all, and the scale is left.
+/// nothing of the encoder, as in a transcoder, the best would be silence, from which many features do not come back: its
+/// scale is a quarter.
 pub(super) fn choose_scale(
     parameters: &mut Parameters<f32>,
     config: &TrainConfig,
     rows: &Rows<'_, f32>,
     variance: f64,
 ) {
-    if !config.wiring.is_same() {
-        return;
-    }
     let scaled = |scale: f32| {
         let mut scaled = parameters.clone();
         for x in scaled.encoder.iter_mut().chain(&mut scaled.encoder_bias) {
@@ -129,6 +129,10 @@ pub(super) fn choose_scale(
         }
         scaled
     };
+    if !config.wiring.is_same() {
+        *parameters = scaled(UNRELATED_SCALE);
+        return;
+    }
     let step = Step {
         variance,
         dead: &[],
