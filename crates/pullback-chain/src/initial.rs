@@ -47,9 +47,8 @@ pub fn amplitudes(letter: char, dimension: usize) -> Vec<c64> {
     (0..dimension)
         .map(|i| {
             let x = match letter {
-                '+' => even,
                 '-' if i == 1 => -even,
-                '-' => even,
+                '+' | '-' => even,
                 _ => f64::from(u8::from(letter.to_digit(36) == Some(i as u32))),
             };
             c64::new(x, 0.0)

@@ -194,7 +194,7 @@ fn dual_unitary_gates_are_found_and_their_rays_followed() {
         let dual = dual_unitarity(automaton.gate().unwrap(), 2, &automaton).unwrap();
         assert!(dual.dual_unitary && dual.defect < 1e-13);
         let rays = dual.rays.unwrap();
-        assert_eq!(rays.class, class, "{:?}", rays);
+        assert_eq!(rays.class, class, "{rays:?}");
         assert!(
             rays.direct_difference < 1e-13 && rays.off_rays < 1e-13 && rays.steps == 2,
             "{rays:?}"
@@ -324,7 +324,7 @@ fn fermions_have_the_known_dispersion() {
 #[test]
 fn the_picture_shows_where_the_operator_is() {
     let found = spread(&qca("haar(seed=6)")).unwrap().unwrap();
-    assert!(!found.exact && found.source % 2 == 0);
+    assert!(!found.exact && found.source.is_multiple_of(2));
     // One step exactly: four sites, first the pair (1, 2), then (0, 1) and (2, 3).
     let u = haar(4, 6).unwrap();
     let first = kron(&kron(&identity(2), &u), &identity(2));

@@ -246,7 +246,7 @@ fn pxp_in_blocks_has_the_spectrum_of_pxp() {
     let index = |s: usize| allowed.iter().position(|&t| t == s);
     let direct = Mat::from_fn(allowed.len(), allowed.len(), |i, j| {
         let flipped = allowed[i] ^ allowed[j];
-        real(f64::from(u8::from(flipped.count_ones() == 1)))
+        real(f64::from(u8::from(flipped.is_power_of_two())))
     });
     let expected = eigh(direct.as_ref()).unwrap().values;
     let h = Hamiltonian::parse("pxp", Site::QUBIT).unwrap();

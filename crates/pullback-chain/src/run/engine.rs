@@ -204,19 +204,18 @@ impl<'a> Generators<'a> {
                 .iter()
                 .find(|(k, _)| *k == key)
                 .map(|(_, gate)| gate.clone());
-            let clifford = match found {
-                Some(gate) => gate,
-                None => {
-                    let clifford = CliffordGate::from_matrix(&gate.matrix).ok_or_else(|| {
-                        ChainError::value(
-                            "a gate of the engine `stabilizer`",
-                            "no Clifford gate of qubits",
-                            "use --engine statevector",
-                        )
-                    })?;
-                    known.push((key, clifford.clone()));
-                    clifford
-                }
+            let clifford = if let Some(gate) = found {
+                gate
+            } else {
+                let clifford = CliffordGate::from_matrix(&gate.matrix).ok_or_else(|| {
+                    ChainError::value(
+                        "a gate of the engine `stabilizer`",
+                        "no Clifford gate of qubits",
+                        "use --engine statevector",
+                    )
+                })?;
+                known.push((key, clifford.clone()));
+                clifford
             };
             out.push((clifford, gate.sites.0, gate.sites.1));
         }
