@@ -1,5 +1,6 @@
 //! One walk through the state.
 
+use pulp::NullaryFnOnce;
 use rayon::prelude::*;
 
 use super::kernel::Kernel;
@@ -125,7 +126,13 @@ impl<T: Real> StateVector<T> {
                         piece.1[to..to + inner].copy_from_slice(&im[at(a, b)..][..inner]);
                     }
                 }
-                vectorized(|| kernel.apply(&mut piece.0, &mut piece.1, inner));
+                let (p, q) = (&mut piece.0[..], &mut piece.1[..]);
+                vectorized(One {
+                    kernel,
+                    re: p,
+                    im: q,
+                    inner,
+                });
                 for a in 0..d {
                     for b in 0..d {
                         let from = (a * d + b) * inner;
@@ -211,13 +218,15 @@ impl<T: Real> Window<'_, T> {
     fn contiguous(&self, re: &mut [T], im: &mut [T], buffers: &mut Buffers<T>) {
         let columns = re.len() / self.rows;
         let (p, q) = buffers.of(re.len());
-        vectorized(|| {
-            transpose(re, p, columns, self.rows);
-            transpose(im, q, columns, self.rows);
-            self.gates(p, q, columns);
-            transpose(p, re, self.rows, columns);
-            transpose(q, im, self.rows, columns);
-        });
+        let columns_first = Turned {
+            re,
+            im,
+            p,
+            q,
+            window: self,
+            columns,
+        };
+        vectorized(columns_first);
     }
 
     fn panel(&self, mut panel: Panel<'_, T>, buffers: &mut Buffers<T>) {
@@ -230,13 +239,77 @@ impl<T: Real> Window<'_, T> {
                 p.copy_from_slice(&re[at..at + columns]);
                 q.copy_from_slice(&im[at..at + columns]);
             }
-            vectorized(|| self.gates(p, q, columns));
+            vectorized(Piece {
+                window: self,
+                re: p,
+                im: q,
+                columns,
+            });
             let places = p.chunks_exact(columns).zip(q.chunks_exact(columns));
             for ((p, q), (re, im)) in places.zip(panel.re.iter_mut().zip(&mut panel.im)) {
                 re[at..at + columns].copy_from_slice(p);
                 im[at..at + columns].copy_from_slice(q);
             }
         }
+    }
+}
+
+/// The gates of a window on a piece. Work that is compiled for the processor's vectors is a type with a function that is
+/// always inlined; a closure of this size would be left out of line, and its loops compiled for the baseline.
+struct Piece<'a, 'b, T> {
+    window: &'a Window<'b, T>,
+    re: &'a mut [T],
+    im: &'a mut [T],
+    columns: usize,
+}
+
+impl<T: Real> NullaryFnOnce for Piece<'_, '_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        self.window.gates(self.re, self.im, self.columns);
+    }
+}
+
+/// The same on a piece that lies the other way round, by way of a store.
+struct Turned<'a, 'b, T> {
+    window: &'a Window<'b, T>,
+    re: &'a mut [T],
+    im: &'a mut [T],
+    p: &'a mut [T],
+    q: &'a mut [T],
+    columns: usize,
+}
+
+impl<T: Real> NullaryFnOnce for Turned<'_, '_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        let (rows, columns) = (self.window.rows, self.columns);
+        transpose(self.re, self.p, columns, rows);
+        transpose(self.im, self.q, columns, rows);
+        self.window.gates(self.p, self.q, columns);
+        transpose(self.p, self.re, rows, columns);
+        transpose(self.q, self.im, rows, columns);
+    }
+}
+
+/// One gate on a piece.
+struct One<'a, T> {
+    kernel: &'a Kernel<T>,
+    re: &'a mut [T],
+    im: &'a mut [T],
+    inner: usize,
+}
+
+impl<T: Real> NullaryFnOnce for One<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        self.kernel.apply(self.re, self.im, self.inner);
     }
 }
 

@@ -5,7 +5,7 @@ use std::iter::Sum;
 use std::ops::{Add, AddAssign, Mul, Neg, Sub};
 use std::sync::LazyLock;
 
-use pulp::Arch;
+use pulp::{Arch, NullaryFnOnce};
 
 /// `f32` or `f64`.
 pub trait Real:
@@ -70,8 +70,8 @@ impl Real for f64 {
 
 static ARCH: LazyLock<Arch> = LazyLock::new(Arch::new);
 
-/// Runs `body`, and what is inlined into it, compiled for the widest vectors of this processor.
+/// Runs work, and what is inlined into it, compiled for the widest vectors of this processor.
 #[inline]
-pub(super) fn vectorized<R>(body: impl FnOnce() -> R) -> R {
-    ARCH.dispatch(body)
+pub(super) fn vectorized<W: NullaryFnOnce>(work: W) -> W::Output {
+    ARCH.dispatch(work)
 }
