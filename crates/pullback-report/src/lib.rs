@@ -8,10 +8,12 @@
 //!   feature.
 //! - [`feature_browser::FeatureBrowser`]: all features of a dictionary, to search, sort and look at.
 //! - [`dictionary_comparison::DictionaryComparison`]: two dictionaries and the features that they share.
+//! - [`chain`]: automata and runs of quantum chains.
 //! - [`page::Page`]: a page made of a heading, a lead and sections.
-//! - [`plot`]: line charts, histograms, scatter plots, bars and heat maps, in a page or as a file.
+//! - [`plot`]: line charts, histograms, scatter plots, bars, heat maps and space-time pictures, in a page or as a file.
 //! - [`text`] and [`number`]: how tokens and figures are written.
 
+pub mod chain;
 pub mod change_report;
 pub mod dictionary_comparison;
 pub mod feature_browser;

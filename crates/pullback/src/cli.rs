@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::commands::{adapt, harvest, inspect, pull, quickstart, run, sae, show, tokenize};
+use crate::commands::{adapt, chain, harvest, inspect, pull, quickstart, run, sae, show, tokenize};
 
 /// Change a language model, then read the change in a basis a person can understand.
 #[derive(Debug, Parser)]
@@ -78,6 +78,9 @@ pub(crate) enum Command {
     /// Learned changes, pulled back and read
     #[command(subcommand)]
     Adapt(adapt::Command),
+    /// Quantum chains: cellular automata and evolution
+    #[command(subcommand)]
+    Chain(chain::Command),
     /// What is this artifact?
     Show(show::Arguments),
 }

@@ -1,6 +1,7 @@
 //! The commands, one file each.
 
 pub(crate) mod adapt;
+pub(crate) mod chain;
 pub(crate) mod harvest;
 pub(crate) mod inspect;
 pub(crate) mod pull;
@@ -31,6 +32,8 @@ pub(crate) fn run(app: &App, command: Command) -> anyhow::Result<()> {
         Command::Sae(sae::Command::Synthetic(arguments)) => sae::synthetic::run(app, &arguments),
         Command::Adapt(adapt::Command::Train(arguments)) => adapt::train::run(app, &arguments),
         Command::Adapt(adapt::Command::Explain(arguments)) => adapt::explain::run(app, &arguments),
+        Command::Chain(chain::Command::Qca(arguments)) => chain::qca::run(app, &arguments),
+        Command::Chain(chain::Command::Run(arguments)) => chain::run::run(app, &arguments),
         Command::Tokenize(arguments) => tokenize::run(app, &arguments),
         Command::Show(arguments) => show::run(app, &arguments),
     }

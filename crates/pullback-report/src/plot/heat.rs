@@ -16,14 +16,14 @@ pub enum Colours {
 }
 
 impl Colours {
-    fn full(self) -> f64 {
+    pub(super) fn full(self) -> f64 {
         match self {
             Self::From0To(full) | Self::AboutZero(full) => full,
         }
     }
 
     /// The class and the opacity of a cell.
-    fn of(self, value: f64) -> (&'static str, f64) {
+    pub(super) fn of(self, value: f64) -> (&'static str, f64) {
         let class = match self {
             Self::From0To(_) => "series-a",
             Self::AboutZero(_) if value < 0.0 => "down",

@@ -6,6 +6,7 @@
 //! plot with nothing left to show is `None`, and its [`figure`] says so.
 
 mod bars;
+mod field;
 mod file;
 mod frame;
 mod heat;
@@ -17,6 +18,7 @@ mod scatter;
 use maud::{Markup, html};
 
 pub use bars::{Bar, Bars, Tone};
+pub use field::Field;
 pub use file::{file, page};
 pub use heat::{Colours, HeatCell, HeatMap, HeatRow};
 pub use histogram::{Bins, Histogram, Mark, bins};
