@@ -329,3 +329,132 @@ fn compare_tells_what_is_shared_and_writes_a_page() {
     );
     fails(dir, &["sae", "compare", "sae", "nothing"], &["nothing"]);
 }
+
+/// Arguments in one string.
+fn words(arguments: &str) -> Vec<&str> {
+    arguments.split_whitespace().collect()
+}
+
+#[test]
+fn several_sites_make_transcoders_crosscoders_and_many_dictionaries_at_once() {
+    let (dir, model) = place();
+    let at = dir.path();
+    let harvest = format!(
+        "harvest {model} --text corpus --at 0.resid_post,1.ln2.hook_normalized,1.hook_mlp_out --tokens 3000 --held-out 512 --context 32 --json -o stores"
+    );
+    let harvested = parsed(at, &words(&harvest));
+    assert_eq!(harvested.as_array().unwrap().len(), 3);
+    let train = |out: &str, more: &str| {
+        let line = format!(
+            "sae train stores --model {model} --passes 2 --batch 256 --json -o {out} {more}"
+        );
+        parsed(at, &words(&line))
+    };
+    let transcoder = train(
+        "transcoder",
+        "--at 1.ln2.hook_normalized --target 1.hook_mlp_out --skip --features 64 --k 4",
+    );
+    assert!(transcoder["explained_variance"].as_f64().unwrap() > 0.0);
+    let cfg: Value =
+        serde_json::from_slice(&fs::read(at.join("transcoder/cfg.json")).unwrap()).unwrap();
+    assert_eq!(cfg["architecture"], "topk_skip_transcoder");
+    assert_eq!(cfg["metadata"]["hook_name_out"], "blocks.1.hook_mlp_out");
+    let eval = format!("sae eval transcoder --store stores --model {model} --json");
+    let again = parsed(at, &words(&eval));
+    for figure in ["explained_variance", "ce_spliced", "l0", "dead_fraction"] {
+        assert_eq!(again[figure], transcoder[figure], "{figure}");
+    }
+    // In place of the MLP, in a run.
+    let run = format!("run {model} --tokens 1,2,3,4 --splice transcoder --json");
+    assert!(parsed(at, &words(&run))["next"].is_array());
+
+    let crosscoder = train(
+        "crosscoder",
+        "--at 0.resid_post,1.hook_mlp_out --crosscoder --kind batchtopk --features 64 --k 4",
+    );
+    let sites = crosscoder["sites"].as_array().unwrap();
+    assert_eq!(sites[0]["site"], "blocks.0.hook_resid_post");
+    assert_eq!(sites[1]["site"], "blocks.1.hook_mlp_out");
+    assert!(sites.iter().all(|site| site["ce_score"].is_number()));
+    let page = format!("sae features crosscoder --store stores --model {model} -o page.html");
+    text(at, &words(&page));
+    assert!(at.join("page.html").exists());
+    let run = format!("run {model} --tokens 1,2,3 --splice crosscoder");
+    fails(at, &words(&run), &["crosscoder", "cannot be spliced"]);
+
+    let many = train(
+        "many",
+        "--at 0.resid_post,1.hook_mlp_out --features 32,64 --k 2,4 --tensorboard curves",
+    );
+    let rows = many.as_array().unwrap();
+    assert_eq!(rows.len(), 8);
+    for row in rows {
+        let name = row["directory"].as_str().unwrap();
+        let one: Value = serde_json::from_slice(
+            &fs::read(at.join("many").join(name).join("result.json")).unwrap(),
+        )
+        .unwrap();
+        assert_eq!(one["explained_variance"], row["explained_variance"]);
+        assert!(at.join("curves").join(name).is_dir());
+    }
+    assert_eq!(
+        rows[0]["directory"],
+        "blocks.0.hook_resid_post-32-features-k-2"
+    );
+    // One of them alone is the same.
+    train("alone", "--at 1.hook_mlp_out --features 64 --k 4");
+    assert_eq!(
+        fs::read(at.join("alone/sae_weights.safetensors")).unwrap(),
+        fs::read(at.join("many/blocks.1.hook_mlp_out-64-features-k-4/sae_weights.safetensors"))
+            .unwrap()
+    );
+    fails(
+        at,
+        &words("sae train stores --at 2.resid_post -o x"),
+        &["stores holds activations at", "blocks.1.hook_mlp_out only"],
+    );
+}
+
+#[test]
+fn a_dictionary_is_trained_while_the_model_runs() {
+    let (dir, model) = place();
+    let at = dir.path();
+    let train = |out: &str, more: &str| {
+        format!(
+            "sae train --model {model} --text corpus --at 1.resid_post --features 64 --k 4 --batch 128 --tokens 6000 \
+             --text-passes 2 --held-out 512 --context 32 --piece 640 --json -o {out} {more}"
+        )
+    };
+    let result = parsed(at, &words(&train("live", "")));
+    assert!(
+        result["explained_variance"].as_f64().unwrap() > 0.3,
+        "{result}"
+    );
+    assert_eq!(result["train_tokens"], 46 * 128);
+    parsed(at, &words(&train("again", "--quiet")));
+    assert_eq!(
+        fs::read(at.join("live/sae_weights.safetensors")).unwrap(),
+        fs::read(at.join("again/sae_weights.safetensors")).unwrap()
+    );
+    // It is judged like any other.
+    let eval = format!("sae eval live --store store --model {model} --json");
+    assert!(parsed(at, &words(&eval))["ce_score"].is_number());
+    let normalised = parsed(
+        at,
+        &words(&train(
+            "white",
+            "--input-norm whitening --decoder-norm free",
+        )),
+    );
+    assert!(normalised["explained_variance"].is_number());
+    fails(
+        at,
+        &words(&train("none", "--held-out 0").replace("--held-out 512", "")),
+        &["no text is held out"],
+    );
+    let output = run(
+        at,
+        &words(&format!("sae train --model {model} --text corpus -o x")),
+    );
+    assert_eq!(output.status.code(), Some(2));
+}

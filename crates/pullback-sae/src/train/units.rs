@@ -268,9 +268,16 @@ pub(super) fn in_units_of_activations(
             let outs: Vec<f64> = per_column(outs).collect();
             let by_columns = |x: &[f32], factor: &dyn Fn(usize) -> f64, width: usize| {
                 let factors: Vec<f32> = (0..width).map(|at| factor(at) as f32).collect();
-                let rows = x.chunks_exact(width);
-                rows.flat_map(|row| row.iter().zip(&factors).map(|(x, factor)| x * factor))
-                    .collect::<Vec<f32>>()
+                let mut out = x.to_vec();
+                // One site's factors are ones: what scales it has gone into the codes.
+                if factors.iter().any(|&factor| factor != 1.0) {
+                    out.par_chunks_mut(width).for_each(|row| {
+                        for (x, factor) in row.iter_mut().zip(&factors) {
+                            *x *= factor;
+                        }
+                    });
+                }
+                out
             };
             // Divided, not multiplied by an inverse: the bits of one site's biases are those of a division.
             let decoder_bias: Vec<f32> = parameters
