@@ -3,7 +3,8 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -408,6 +409,13 @@ fn several_sites_make_transcoders_crosscoders_and_many_dictionaries_at_once() {
         fs::read(at.join("many/blocks.1.hook_mlp_out-64-features-k-4/sae_weights.safetensors"))
             .unwrap()
     );
+    let jump = "--at 1.hook_mlp_out --kind jumprelu --features 32 --k 4 --sparsity-loss tanh --sparsity 0.5";
+    assert_eq!(train("jump", jump)["selection"], "jumprelu");
+    fails(
+        at,
+        &words("sae train stores --at 1.hook_mlp_out --sparsity-loss tanh -o x"),
+        &["--sparsity-loss is not for the kind topk"],
+    );
     fails(
         at,
         &words("sae train stores --at 2.resid_post -o x"),
@@ -457,4 +465,37 @@ fn a_dictionary_is_trained_while_the_model_runs() {
         &words(&format!("sae train --model {model} --text corpus -o x")),
     );
     assert_eq!(output.status.code(), Some(2));
+}
+
+#[test]
+fn a_killed_training_leaves_nothing_under_its_name_and_is_done_again() {
+    let (dir, model) = place();
+    let at = dir.path();
+    let line = |out: &str| {
+        format!(
+            "sae train store --model {model} --features 96 --k 4 --tokens 200000 --batch 128 --json -o {out}"
+        )
+    };
+    parsed(at, &words(&line("whole")));
+    let weights = |out: &str| fs::read(at.join(out).join("sae_weights.safetensors")).unwrap();
+    for wait in [30, 120, 400] {
+        let mut child = Command::new(assert_cmd::cargo::cargo_bin!("pullback"))
+            .current_dir(at)
+            .args(words(&line("killed")))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        // What is waited for is a moment in the middle of the work, whichever.
+        std::thread::sleep(Duration::from_millis(wait));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        if at.join("killed").exists() {
+            // It was faster than the signal.
+            fs::remove_dir_all(at.join("killed")).unwrap();
+        }
+    }
+    parsed(at, &words(&line("killed")));
+    assert_eq!(weights("killed"), weights("whole"));
+    assert!(!at.join("killed.partial").exists());
 }

@@ -54,9 +54,12 @@ pub(crate) struct Arguments {
         value_name = "K,..."
     )]
     k: Vec<usize>,
-    /// Weight of the sparsity loss: L1 of relu and gated, (L0/k - 1)^2 of jumprelu
+    /// Weight of the sparsity loss: L1 of relu and gated, that of --sparsity-loss of jumprelu
     #[arg(long)]
     sparsity: Option<f64>,
+    /// The sparsity loss of jumprelu: (L0/k - 1)^2, the number of active features, or the sum of tanh(4 z)
+    #[arg(long, value_parser = ["quadratic", "step", "tanh"])]
+    sparsity_loss: Option<String>,
     /// The widths of a matryoshka dictionary, ascending; the last is --features
     #[arg(long, value_delimiter = ',', value_name = "N,N,...")]
     widths: Option<Vec<usize>>,
@@ -108,6 +111,9 @@ pub(crate) struct Arguments {
     /// Its weight
     #[arg(long)]
     aux_coefficient: Option<f64>,
+    /// Dead features that it uses a token; default: half the width of the activations
+    #[arg(long)]
+    aux_k: Option<usize>,
     /// A feature is dead when it has not fired for so many tokens; default: a twentieth of the training
     #[arg(long)]
     dead_after: Option<usize>,
@@ -133,12 +139,30 @@ impl Arguments {
     fn config(&self, wiring: &Wiring, features: usize, k: usize) -> anyhow::Result<TrainConfig> {
         let mut kind = KindConfig::named(&self.kind, features, k)?;
         let unfit = |option: &str| anyhow::anyhow!("--{option} is not for the kind {}", self.kind);
+        match (&mut kind, self.sparsity_loss.as_deref()) {
+            (_, None) | (KindConfig::JumpRelu { .. }, Some("quadratic")) => {}
+            (KindConfig::JumpRelu { sparsity, .. }, Some(loss)) => {
+                // The weights that their authors use (SAELens; Anthropic, January 2025).
+                *sparsity = if loss == "step" {
+                    JumpReluSparsity::Step { weight: 1.0 }
+                } else {
+                    JumpReluSparsity::Tanh {
+                        weight: 5.0,
+                        scale: 4.0,
+                    }
+                };
+            }
+            (_, Some(_)) => return Err(unfit("sparsity-loss")),
+        }
         if let Some(asked) = self.sparsity {
             match &mut kind {
                 KindConfig::Relu { weight }
                 | KindConfig::Gated { weight }
                 | KindConfig::JumpRelu {
-                    sparsity: JumpReluSparsity::Quadratic { weight, .. },
+                    sparsity:
+                        JumpReluSparsity::Quadratic { weight, .. }
+                        | JumpReluSparsity::Step { weight }
+                        | JumpReluSparsity::Tanh { weight, .. },
                     ..
                 } => *weight = asked,
                 _ => return Err(unfit("sparsity")),
@@ -189,6 +213,7 @@ impl Arguments {
             clip: self.clip,
             aux_loss,
             aux_coefficient: self.aux_coefficient.unwrap_or(aux_loss.usual_weight()),
+            aux_k: self.aux_k,
             dead_after_tokens: self.dead_after,
             ..usual
         })
