@@ -6,7 +6,7 @@ mod several;
 use std::path::PathBuf;
 
 use anyhow::bail;
-use pullback_activations::{ActivationStore, FeedSite, StoreFeed, open_stores};
+use pullback_activations::{ActivationStore, Feed as _, FeedSite, StoreFeed, open_stores};
 use pullback_model::Site;
 use pullback_sae::{
     AuxLoss, DecoderNorm, InputNorm, JumpReluSparsity, KindConfig, Schedule, TrainConfig, Wiring,
@@ -326,6 +326,8 @@ pub(crate) fn run(app: &App, arguments: &Arguments) -> anyhow::Result<()> {
         arguments.seed,
         arguments.buffer.saturating_mul(1 << 20),
     )?;
+    // Options that make no sense are said before a model is loaded.
+    arguments.wanted(feed.sites())?;
     let named = app.load_model_of(arguments.model.as_deref(), stores[0].manifest())?;
     several::run(app, arguments, (&feed, &stores), &named.model)
 }
