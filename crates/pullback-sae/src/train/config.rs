@@ -73,7 +73,8 @@ pub struct TrainConfig {
     pub aux_coefficient: f64,
     /// Dead features that the auxiliary loss uses a token; `None` is half the width of the activations.
     pub aux_k: Option<usize>,
-    /// A feature is dead when it has not fired for so many tokens; `None` is a twentieth of the training.
+    /// A feature is dead when it has not fired for so many tokens; `None` is a twentieth of the training, and
+    /// ten batches at least.
     pub dead_after_tokens: Option<usize>,
     /// Seed of the start and of the order of rows.
     pub seed: u64,

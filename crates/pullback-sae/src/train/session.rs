@@ -21,6 +21,8 @@ use crate::{Dictionary, Sae, SaeError};
 const CURVE_POINTS: usize = 40;
 /// Held-out rows that the curve looks at.
 const CURVE_ROWS: usize = 2048;
+/// Batches without a firing before which no feature counts as dead, unless it is said otherwise.
+const LEAST_BATCHES: usize = 10;
 /// Rows that a kind sees before training.
 const PREPARED_ROWS: usize = 1024;
 
@@ -129,7 +131,10 @@ impl Session {
         kind.remember(&state.progress.memory);
         let total = common.steps * config.batch;
         Ok(Self {
-            dead_after: config.dead_after_tokens.unwrap_or(total / 20),
+            // Of a short training a twentieth may be less than a batch, in which a living feature may well be silent.
+            dead_after: config
+                .dead_after_tokens
+                .unwrap_or((total / 20).max(LEAST_BATCHES * config.batch)),
             held_out: feed.held_out(CURVE_ROWS)?,
             first_step: state.progress.step,
             steps: common.steps,

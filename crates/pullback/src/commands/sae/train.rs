@@ -114,7 +114,8 @@ pub(crate) struct Arguments {
     /// Dead features that it uses a token; default: half the width of the activations
     #[arg(long)]
     aux_k: Option<usize>,
-    /// A feature is dead when it has not fired for so many tokens; default: a twentieth of the training
+    /// A feature is dead when it has not fired for so many tokens; default: a twentieth of the
+    /// training, and ten batches at least
     #[arg(long)]
     dead_after: Option<usize>,
     /// Seed of the start and of the order of rows
