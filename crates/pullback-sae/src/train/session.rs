@@ -17,8 +17,10 @@ use crate::metrics::Reconstruction;
 use crate::saelens::{self, SaeLensMetadata};
 use crate::{Dictionary, Sae, SaeError};
 
-/// Points of the curve.
+/// Points of the curve of a long training.
 const CURVE_POINTS: usize = 40;
+/// Steps at least from one point to the next: a point costs about as much as one step of a kind that is still dense.
+const STEPS_PER_POINT: usize = 8;
 /// Held-out rows that the curve looks at.
 const CURVE_ROWS: usize = 2048;
 /// Batches without a firing before which no feature counts as dead, unless it is said otherwise.
@@ -215,7 +217,8 @@ impl Session {
         progress.memory = self.kind.memory();
         progress.loss_sum += loss;
         progress.loss_steps += 1;
-        let points = |step: usize| step * CURVE_POINTS / self.steps;
+        let most = (self.steps / STEPS_PER_POINT).clamp(1, CURVE_POINTS);
+        let points = |step: usize| step * most / self.steps;
         if progress.step != self.steps && points(progress.step) == points(step) {
             return Ok(None);
         }
