@@ -191,20 +191,23 @@ impl Adapter {
         model: &mut Model,
         interventions: &mut Vec<Intervention>,
     ) -> Result<(), AdapterError> {
-        match self {
-            Self::Residual(adapter) => {
-                interventions.push(Intervention::new(adapter.site, Arc::new(adapter)));
-            }
-            Self::Feature(adapter) => {
-                interventions.push(Intervention::new(adapter.site, Arc::new(adapter)));
-            }
-            Self::Lora(adapter) => {
-                let device = model.device().clone();
-                let updates = adapter.updates(1.0, &device, model.dtype());
-                model.merge(&updates)?;
-            }
+        if let Self::Lora(adapter) = self {
+            let device = model.device().clone();
+            let updates = adapter.updates(1.0, &device, model.dtype());
+            model.merge(&updates)?;
+        } else {
+            interventions.extend(self.into_intervention());
         }
         Ok(())
+    }
+
+    /// The intervention to run a model with; none for updates of weights.
+    pub(crate) fn into_intervention(self) -> Option<Intervention> {
+        match self {
+            Self::Residual(adapter) => Some(Intervention::new(adapter.site, Arc::new(adapter))),
+            Self::Feature(adapter) => Some(Intervention::new(adapter.site, Arc::new(adapter))),
+            Self::Lora(_) => None,
+        }
     }
 
     /// One adapter that makes the sum of the changes of several of one kind and place, each of which reads what stands

@@ -31,7 +31,8 @@ use self::batch::{Aim, Batch, mean_over, typical_sizes};
 use self::config::layer_of;
 pub use self::config::{Basis, Length, Sparsity, TrainConfig};
 use self::learner::{Learner, Step};
-use self::prepare::{Prepared, Source, prepare};
+use self::prepare::{Prepared, Source};
+pub(crate) use self::prepare::{Sequence, prepare, targets};
 use self::state::{Best, State, Work};
 use crate::samples::{Sample, split};
 use crate::{ADAPTER_KIND, Adapter, AdapterError, Objective};
@@ -129,11 +130,29 @@ pub fn train(
     out: &Path,
     control: &Control,
 ) -> Result<TrainedAdapter, AdapterError> {
-    let model = input.model;
-    config.check(model.config())?;
+    check(input, config, out)?;
+    let sets = Sets::new(input, config, control)?;
+    train_on(&sets, input, config, out, control)
+}
+
+/// Refuses what cannot be trained.
+fn check(input: &TrainInput<'_>, config: &TrainConfig, out: &Path) -> Result<(), AdapterError> {
+    config.check(input.model.config())?;
     check_input(input, config)?;
-    refuse_existing(out)?;
-    let (train_set, held_out_set) = prepared(input, config, control)?;
+    Ok(refuse_existing(out)?)
+}
+
+/// As [`train`], on samples that may already have been trained on from the same block, with the same dictionary.
+pub(crate) fn train_on(
+    sets: &Sets,
+    input: &TrainInput<'_>,
+    config: &TrainConfig,
+    out: &Path,
+    control: &Control,
+) -> Result<TrainedAdapter, AdapterError> {
+    check(input, config, out)?;
+    let model = input.model;
+    let (train_set, held_out_set) = (&sets.learnt, &sets.held_out);
     let first = match &config.basis {
         Basis::Lora { blocks, .. } => blocks.iter().min().copied().unwrap_or(0),
         _ => config.layer()? + 1,
@@ -231,7 +250,7 @@ pub fn train(
             control.check()?;
         }
         let clock = Instant::now();
-        let batch = chosen(&train_set, config, state.step, steps_per_epoch);
+        let batch = chosen(train_set, config, state.step, steps_per_epoch);
         let batch = Batch::new(&source, &batch, model.device())?;
         let step = Step {
             number: state.step,
@@ -346,37 +365,51 @@ fn check_input(input: &TrainInput<'_>, config: &TrainConfig) -> Result<(), Adapt
     Ok(())
 }
 
-/// Samples as the model sees them: those to learn from and those held out.
-fn prepared(
-    input: &TrainInput<'_>,
-    config: &TrainConfig,
-    control: &Control,
-) -> Result<(Vec<Prepared>, Vec<Prepared>), AdapterError> {
-    let (train, held_out) = split(input.samples);
-    if train.is_empty() || held_out.is_empty() {
-        return Err(AdapterError::Option(format!(
-            "{} pairs are too few: at least two are needed, one to learn from and one to hold out",
-            input.samples.len()
-        )));
-    }
-    let stage = control.stage("prepare pairs", input.samples.len() as u64, "pairs");
-    let prepare_all = |samples: &[Sample]| -> Result<Vec<Prepared>, AdapterError> {
-        let mut all = Vec::new();
-        for sample in samples {
-            control.check()?;
-            stage.advance(1);
-            all.extend(prepare(
-                input.model,
-                sample,
-                config.objective,
-                config.context,
-            )?);
+/// Samples as the model sees them, with what does not change about them once it has been computed.
+pub(crate) struct Sets {
+    learnt: Vec<Prepared>,
+    held_out: Vec<Prepared>,
+}
+
+impl Sets {
+    /// Of the samples of a training.
+    ///
+    /// # Errors
+    /// There are too few, one does not fit, or the work was interrupted.
+    pub(crate) fn new(
+        input: &TrainInput<'_>,
+        config: &TrainConfig,
+        control: &Control,
+    ) -> Result<Self, AdapterError> {
+        let (learnt, held_out) = split(input.samples);
+        if learnt.is_empty() || held_out.is_empty() {
+            return Err(AdapterError::Option(format!(
+                "{} pairs are too few: at least two are needed, one to learn from and one to hold out",
+                input.samples.len()
+            )));
         }
-        Ok(all)
-    };
-    let sets = (prepare_all(&train)?, prepare_all(&held_out)?);
-    stage.finish();
-    Ok(sets)
+        let stage = control.stage("prepare pairs", input.samples.len() as u64, "pairs");
+        let prepare_all = |samples: &[Sample]| -> Result<Vec<Prepared>, AdapterError> {
+            let mut all = Vec::new();
+            for sample in samples {
+                control.check()?;
+                stage.advance(1);
+                all.extend(prepare(
+                    input.model,
+                    sample,
+                    config.objective,
+                    config.context,
+                )?);
+            }
+            Ok(all)
+        };
+        let sets = Self {
+            learnt: prepare_all(&learnt)?,
+            held_out: prepare_all(&held_out)?,
+        };
+        stage.finish();
+        Ok(sets)
+    }
 }
 
 /// The samples of a step, in an order that hangs on the seed and the epoch alone.

@@ -76,6 +76,14 @@ impl WeightName {
         ("down", Self::Down),
     ];
 
+    /// The names of those that the blocks of a model have.
+    pub fn of_blocks(config: &ModelConfig) -> Vec<String> {
+        let all = Self::MATRICES.iter();
+        all.filter(|(_, of)| of(0).exists(config))
+            .map(|(name, _)| (*name).to_owned())
+            .collect()
+    }
+
     /// Whether it is a weight matrix of a block.
     pub fn is_block_matrix(self) -> bool {
         self.layer()

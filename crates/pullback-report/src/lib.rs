@@ -8,11 +8,13 @@
 //!   feature.
 //! - [`feature_browser::FeatureBrowser`]: all features of a dictionary, to search, sort and look at.
 //! - [`dictionary_comparison::DictionaryComparison`]: two dictionaries and the features that they share.
+//! - [`adapter_comparison`]: bases of adapters at matched numbers of parameters.
 //! - [`chain`]: automata and runs of quantum chains.
 //! - [`page::Page`]: a page made of a heading, a lead and sections.
 //! - [`plot`]: line charts, histograms, scatter plots, bars, heat maps and space-time pictures, in a page or as a file.
 //! - [`text`] and [`number`]: how tokens and figures are written.
 
+pub mod adapter_comparison;
 pub mod chain;
 pub mod change_report;
 pub mod dictionary_comparison;

@@ -137,6 +137,13 @@ pub(crate) fn targets(sequence: &Sequence) -> Vec<u32> {
     counted.map(|&row| sequence.ids[row + 1]).collect()
 }
 
+impl Sequence {
+    /// The rows of `x [time, _]` whose next token counts.
+    pub(crate) fn rows_of(&self, x: Tensor<2>) -> Tensor<2> {
+        rows_of(x, &self.counted)
+    }
+}
+
 fn rows_of(x: Tensor<2>, rows: &[usize]) -> Tensor<2> {
     let rows: Vec<i64> = rows.iter().map(|&row| row as i64).collect();
     let count = rows.len();

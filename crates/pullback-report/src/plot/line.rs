@@ -26,7 +26,7 @@ impl Series {
     }
 }
 
-/// A line chart of one or two curves; the second is dashed.
+/// A line chart of up to six curves, told apart by colour, dashes and the shape of their points.
 #[derive(Debug, Clone, Default)]
 pub struct LineChart {
     /// Title and description.
@@ -37,8 +37,12 @@ pub struct LineChart {
     pub y_name: String,
     /// The curves.
     pub series: Vec<Series>,
+    /// A logarithmic horizontal axis; values at or below zero are left out.
+    pub log_x: bool,
     /// A logarithmic vertical axis; values at or below zero are left out.
     pub log_y: bool,
+    /// Points alone, not joined.
+    pub unjoined: bool,
     /// A value that the vertical axis must reach, such as zero.
     pub reach: Option<f64>,
 }
@@ -46,15 +50,19 @@ pub struct LineChart {
 impl LineChart {
     /// The drawing, or `None` where no value can be drawn.
     pub fn draw(&self) -> Option<Markup> {
-        let usable =
-            |p: &(f64, f64)| drawable(p.0) && drawable(p.1) && (!self.log_y || p.1 > 1e-100);
+        let fits = |value: f64, log: bool| drawable(value) && (!log || value > 1e-100);
+        let usable = |p: &(f64, f64)| fits(p.0, self.log_x) && fits(p.1, self.log_y);
         let all = || {
             self.series
                 .iter()
                 .flat_map(|s| s.points.iter())
                 .filter(|p| usable(p))
         };
-        let x = Scale::linear(all().map(|p| p.0));
+        let x = if self.log_x {
+            Scale::log(all().flat_map(|p| [p.0 / 1.1, p.0 * 1.1]))
+        } else {
+            Scale::linear(all().map(|p| p.0))
+        };
         let y = if self.log_y {
             Scale::log(all().flat_map(|p| [p.1 / 1.1, p.1 * 1.1]))
         } else {
@@ -68,10 +76,11 @@ impl LineChart {
             y = y.rounded(5);
         }
         let legend = self.series.len() > 1;
+        let (legend_drawing, legend_rows) = self.legend();
         let layout = Layout {
-            width: 460.0,
+            width: WIDTH,
             height: 290.0,
-            rows_above: if legend { 2.0 } else { 1.0 },
+            rows_above: if legend { 1.0 + legend_rows } else { 1.0 },
             lane: 0.0,
         };
         let frame = Frame::new(&layout, x, y);
@@ -79,48 +88,81 @@ impl LineChart {
             @for (i, series) in self.series.iter().enumerate() {
                 @let points: Vec<(f64, f64)> = series.points.iter().filter(|p| usable(p))
                     .map(|p| (frame.x.at(p.0), frame.y.at(p.1))).collect();
-                @if points.len() > 1 {
+                @if points.len() > 1 && !self.unjoined {
                     path class={ "curve " (class(i)) } d=(path(&points)) {}
                 }
-                @if points.len() <= 12 {
-                    @for (px_, py_) in &points {
-                        @if i == 0 {
-                            circle class={ "dot " (class(i)) } cx=(px(*px_)) cy=(px(*py_)) r="3" {}
-                        } @else {
-                            rect class={ "dot " (class(i)) } x=(px(px_ - 3.0)) y=(px(py_ - 3.0)) width="6" height="6" {}
-                        }
-                    }
+                @if points.len() <= 12 || self.unjoined {
+                    @for (x, y) in &points { (dot(i, *x, *y)) }
                 }
             }
-            @if legend { (self.legend()) }
+            @if legend { (legend_drawing) }
         };
         Some(frame.draw(&self.caption, &self.x_name, &self.y_name, 0.0, content))
     }
 
-    fn legend(&self) -> Markup {
-        let mut at = 2.0;
-        let places: Vec<f64> = self
+    /// The names, and how many rows they take.
+    fn legend(&self) -> (Markup, f64) {
+        let (mut at, mut row) = (2.0, 0.0);
+        let places: Vec<(f64, f64)> = self
             .series
             .iter()
             .map(|s| {
-                let here = at;
-                at += 26.0 + text_width(&s.name) + 18.0;
+                let needed = 26.0 + text_width(&s.name);
+                if at > 2.0 && at + needed > WIDTH {
+                    (at, row) = (2.0, row + 1.0);
+                }
+                let here = (at, row);
+                at += needed + 18.0;
                 here
             })
             .collect();
-        html! {
+        let drawing = html! {
             g.legend {
-                @for (i, (series, x)) in self.series.iter().zip(&places).enumerate() {
-                    line class={ "curve " (class(i)) } x1=(px(*x)) x2=(px(x + 20.0)) y1="10" y2="10" {}
-                    text x=(px(x + 26.0)) y="14" { (series.name) }
+                @for (i, (series, (x, row))) in self.series.iter().zip(&places).enumerate() {
+                    @let y = 10.0 + 17.0 * row;
+                    @if !self.unjoined {
+                        line class={ "curve " (class(i)) } x1=(px(*x)) x2=(px(x + 20.0)) y1=(px(y)) y2=(px(y)) {}
+                    }
+                    @if self.series.len() > 2 || self.unjoined { (dot(i, x + 10.0, y)) }
+                    text x=(px(x + 26.0)) y=(px(y + 4.0)) { (series.name) }
                 }
             }
-        }
+        };
+        (drawing, row + 1.0)
     }
 }
 
+/// The width of the drawing.
+const WIDTH: f64 = 460.0;
+
+/// The style of a curve.
 fn class(i: usize) -> &'static str {
-    if i == 0 { "series-a" } else { "series-b" }
+    const CLASSES: [&str; 6] = [
+        "series-a", "series-b", "series-c", "series-d", "series-e", "series-f",
+    ];
+    CLASSES[i % CLASSES.len()]
+}
+
+/// A point of a curve.
+fn dot(i: usize, x: f64, y: f64) -> Markup {
+    let shape = |corners: &[(f64, f64)]| -> String {
+        let corners = corners.iter().enumerate().map(|(i, (dx, dy))| {
+            let letter = if i == 0 { "M" } else { "L" };
+            format!("{letter}{} {}", px(x + dx), px(y + dy))
+        });
+        corners.collect::<String>() + "Z"
+    };
+    let path = match i % 6 {
+        0 => {
+            return html! { circle class={ "dot " (class(i)) } cx=(px(x)) cy=(px(y)) r="3" {} };
+        }
+        1 => shape(&[(-3.0, -3.0), (3.0, -3.0), (3.0, 3.0), (-3.0, 3.0)]),
+        2 => shape(&[(0.0, -4.0), (4.0, 3.0), (-4.0, 3.0)]),
+        3 => shape(&[(0.0, -4.2), (4.2, 0.0), (0.0, 4.2), (-4.2, 0.0)]),
+        4 => shape(&[(0.0, 4.0), (4.0, -3.0), (-4.0, -3.0)]),
+        _ => shape(&[(-4.0, -1.4), (4.0, -1.4), (4.0, 1.4), (-4.0, 1.4)]),
+    };
+    html! { path class={ "dot " (class(i)) } d=(path) {} }
 }
 
 /// A path through the points; where there are more than the eye can tell apart, only those that move it.
@@ -158,7 +200,7 @@ mod tests {
             y_name: "loss".to_owned(),
             series: vec![Series::new("train", points)],
             log_y,
-            reach: None,
+            ..LineChart::default()
         }
         .draw()
         .map(|drawing| drawing.0)
@@ -172,6 +214,31 @@ mod tests {
         assert_eq!(chart(&[(1.0, -1.0)], true), "");
         let framed = super::super::figure(&Caption::default(), None, html! {}).0;
         assert!(framed.contains("not available"), "{framed}");
+    }
+
+    #[test]
+    fn six_curves_are_told_apart_and_named_within_the_width() {
+        let names: Vec<String> = (0..6).map(|i| format!("a long name, number {i}")).collect();
+        let out = LineChart {
+            series: names
+                .iter()
+                .enumerate()
+                .map(|(i, name)| Series::new(name, &[(10.0, i as f64), (1000.0, 2.0)]))
+                .collect(),
+            log_x: true,
+            ..LineChart::default()
+        }
+        .draw()
+        .unwrap()
+        .0;
+        for class in ["series-a", "series-c", "series-f"] {
+            assert!(out.contains(class), "{class}");
+        }
+        for name in &names {
+            assert!(out.contains(name.as_str()));
+        }
+        // Two names fit beside each other, so there are three rows.
+        assert_eq!(out.matches("x=\"28\"").count(), 3, "{out}");
     }
 
     #[test]

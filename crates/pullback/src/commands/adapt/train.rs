@@ -274,17 +274,11 @@ impl Arguments {
                     [] => site.layer().into_iter().collect(),
                     blocks => blocks.to_vec(),
                 };
-                let of_model = || {
-                    let all = WeightName::MATRICES.iter();
-                    all.filter(|(_, of)| of(0).exists(model))
-                        .map(|(name, _)| (*name).to_owned())
-                        .collect()
-                };
                 Basis::Lora {
                     rank,
                     alpha: form.alpha.unwrap_or(2.0 * rank as f64),
                     matrices: if form.matrices.is_empty() {
-                        of_model()
+                        WeightName::of_blocks(model)
                     } else {
                         form.matrices.clone()
                     },
