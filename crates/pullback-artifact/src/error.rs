@@ -65,6 +65,14 @@ pub enum ArtifactError {
         /// The directory that is locked.
         path: PathBuf,
     },
+    /// A server that questions go to.
+    #[error("{url}: {reason}")]
+    Server {
+        /// The address.
+        url: String,
+        /// What is wrong.
+        reason: String,
+    },
     /// A directory is not an artifact.
     #[error("{} is not a pullback artifact: {reason}", path.display())]
     NotAnArtifact {

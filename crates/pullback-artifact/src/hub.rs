@@ -29,6 +29,7 @@ use select::{INDEX, Selection, Weights};
 use web::{Answer, Ask, Web};
 
 pub use reference::HubReference;
+pub(crate) use web::may_carry_secret;
 
 /// The hub, where nothing else is said.
 const ENDPOINT: &str = "https://huggingface.co";

@@ -7,6 +7,7 @@
 //! * [`Control`], [`Stage`], [`Interrupted`]: progress and interruption of long work.
 //! * [`fetch()`], [`Fetcher`], [`Catalogue`], [`Cache`]: models and corpora by name, fetched once and verified.
 //! * [`Hub`], [`HubReference`]: models of the Hugging Face hub, in the hub's own cache.
+//! * [`post_json`]: questions to a server that answers with JSON.
 //! * [`EventWriter`]: curves for `TensorBoard`.
 //! * [`ArtifactError`]: everything that can go wrong here, each case naming the file or value.
 
@@ -15,6 +16,7 @@ mod cache;
 mod catalogue;
 mod control;
 mod digest;
+mod endpoint;
 mod error;
 mod fetch;
 mod hub;
@@ -28,6 +30,7 @@ pub use cache::Cache;
 pub use catalogue::{Catalogue, Entry, EntryKind, Folder, Source};
 pub use control::{Control, Interrupted, Stage};
 pub use digest::{sha256_bytes, sha256_file};
+pub use endpoint::post_json;
 pub use error::ArtifactError;
 pub use fetch::{Client, Fetched, Fetcher, fetch};
 pub use hub::{Hub, HubModel, HubReference};

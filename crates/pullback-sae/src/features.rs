@@ -18,6 +18,7 @@ use crate::{Dictionary, SaeError};
 
 pub use coactive::CoActive;
 pub use passages::Passage;
+pub(crate) use passages::span;
 pub use survey::{Band, Survey, SurveyConfig, SurveyedFeature, SurveyedFeatures};
 
 /// A place in the text where a feature is strongly active.
@@ -87,55 +88,11 @@ impl FeaturePages {
         features: &[usize],
         control: &Control,
     ) -> Result<Vec<FeaturePage>, SaeError> {
-        let d = store.info().d;
-        if let Some(feature) = features
-            .iter()
-            .find(|&&feature| feature >= dictionary.n_features())
-        {
-            return Err(SaeError::Option(format!(
-                "feature {feature} does not exist: the dictionary has {}",
-                dictionary.n_features()
-            )));
-        }
-        if dictionary.d() != d {
-            return Err(SaeError::Option(format!(
-                "the dictionary is of width {}, the store's activations of width {d}",
-                dictionary.d()
-            )));
-        }
-        let mut distinct = features.to_vec();
-        distinct.sort_unstable();
-        distinct.dedup();
-        let mut wanted = vec![None; dictionary.n_features()];
-        for (place, &feature) in distinct.iter().enumerate() {
-            wanted[feature] = Some(place);
-        }
-        let mut rows: Vec<u32> = store.normal_rows(false);
-        rows.extend(store.normal_rows(true));
-        rows.sort_unstable();
-        // For each wanted feature its active rows, ascending, with the activation.
-        let mut active: Vec<Vec<(u32, f32)>> = vec![Vec::new(); distinct.len()];
-        let stage = control.stage("examples", rows.len() as u64, "tokens");
-        for rows in rows.chunks(4096) {
-            control.check()?;
-            let mut x = vec![0.0; rows.len() * d];
-            store.gather(rows, &mut x);
-            let codes = dictionary.encode(&x);
-            for (token, &row) in rows.iter().enumerate() {
-                let (features, values) = codes.token(token);
-                for (&feature, &value) in features.iter().zip(values) {
-                    if let Some(place) = wanted[feature as usize] {
-                        active[place].push((row, value));
-                    }
-                }
-            }
-            stage.advance(rows.len() as u64);
-        }
-        stage.finish();
+        let (rows, active) = active_rows(dictionary, store, features, control)?;
         features
             .iter()
-            .map(|&feature| {
-                let active = wanted[feature].map_or(&[][..], |place: usize| &active[place]);
+            .zip(&active)
+            .map(|(&feature, active)| {
                 let (promoted, suppressed) = self.logit_weights(dictionary, model, feature)?;
                 Ok(FeaturePage {
                     feature,
@@ -232,6 +189,66 @@ impl FeaturePages {
         }
         examples
     }
+}
+
+/// All normal rows of a store, ascending, and for each of some features its active ones, ascending, with the activation.
+///
+/// # Errors
+/// A feature does not exist; dictionary and store do not fit; the work was interrupted.
+pub(crate) fn active_rows(
+    dictionary: &dyn Dictionary,
+    store: &ActivationStore,
+    features: &[usize],
+    control: &Control,
+) -> Result<(Vec<u32>, Vec<Vec<(u32, f32)>>), SaeError> {
+    let d = store.info().d;
+    if let Some(feature) = features
+        .iter()
+        .find(|&&feature| feature >= dictionary.n_features())
+    {
+        return Err(SaeError::Option(format!(
+            "feature {feature} does not exist: the dictionary has {}",
+            dictionary.n_features()
+        )));
+    }
+    if dictionary.d() != d {
+        return Err(SaeError::Option(format!(
+            "the dictionary is of width {}, the store's activations of width {d}",
+            dictionary.d()
+        )));
+    }
+    let mut distinct = features.to_vec();
+    distinct.sort_unstable();
+    distinct.dedup();
+    let mut wanted = vec![None; dictionary.n_features()];
+    for (place, &feature) in distinct.iter().enumerate() {
+        wanted[feature] = Some(place);
+    }
+    let mut rows: Vec<u32> = store.normal_rows(false);
+    rows.extend(store.normal_rows(true));
+    rows.sort_unstable();
+    // For each wanted feature its active rows, ascending, with the activation.
+    let mut active: Vec<Vec<(u32, f32)>> = vec![Vec::new(); distinct.len()];
+    let stage = control.stage("examples", rows.len() as u64, "tokens");
+    for rows in rows.chunks(4096) {
+        control.check()?;
+        let mut x = vec![0.0; rows.len() * d];
+        store.gather(rows, &mut x);
+        let codes = dictionary.encode(&x);
+        for (token, &row) in rows.iter().enumerate() {
+            let (features, values) = codes.token(token);
+            for (&feature, &value) in features.iter().zip(values) {
+                if let Some(place) = wanted[feature as usize] {
+                    active[place].push((row, value));
+                }
+            }
+        }
+        stage.advance(rows.len() as u64);
+    }
+    stage.finish();
+    let of_feature =
+        |feature: &usize| wanted[*feature].map_or(Vec::new(), |place| active[place].clone());
+    Ok((rows, features.iter().map(of_feature).collect()))
 }
 
 /// Tokens with the change of their logit.

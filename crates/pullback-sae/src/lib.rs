@@ -9,6 +9,7 @@
 //! - [`metrics`]: explained variance, L0, density; [`cross_entropy_score`] with the model.
 //! - [`FeaturePages`]: top activating examples and logit weights of chosen features.
 //! - [`SurveyConfig`]: the same and more of all features, in two passes.
+//! - [`interpret`]: features in words, and how far the words go.
 //! - [`compare()`]: two dictionaries matched on the directions of their features.
 //! - [`synthetic`]: activations of known features, and how well a dictionary finds them.
 
@@ -18,6 +19,7 @@ mod dictionary;
 mod error;
 mod features;
 pub mod formats;
+pub mod interpret;
 mod judge;
 mod kinds;
 mod learn;

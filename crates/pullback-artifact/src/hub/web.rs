@@ -63,6 +63,11 @@ impl Origin {
     }
 }
 
+/// Whether a key may be sent there: over a secure connection, or to this machine.
+pub(crate) fn may_carry_secret(url: &str) -> bool {
+    Origin::of(url).is_some_and(|origin| origin.secure || origin.is_this_machine())
+}
+
 /// What is asked for.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Ask {

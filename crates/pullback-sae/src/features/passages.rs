@@ -21,7 +21,7 @@ pub struct Passage {
 }
 
 /// The rows `around` a row on each side, as far as its sequence goes.
-pub(super) fn span(store: &ActivationStore, row: u32, around: usize) -> Range<u32> {
+pub(crate) fn span(store: &ActivationStore, row: u32, around: usize) -> Range<u32> {
     let row = row as usize;
     let first = row - store.position(row) as usize;
     let last = (first + store.info().context).min(store.len());
