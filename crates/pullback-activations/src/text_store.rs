@@ -61,12 +61,7 @@ impl ActivationStore {
         let manifest = Manifest::new(STORE_KIND, 0)
             .with_site(site.to_string())
             .with_model(model);
-        Ok(Self::in_memory(
-            PathBuf::from(label),
-            manifest,
-            info,
-            shard,
-        ))
+        Ok(Self::in_memory(PathBuf::from(label), manifest, info, shard))
     }
 }
 
@@ -93,7 +88,10 @@ mod tests {
         assert_eq!((store.token(4), store.row(4)), (5, &[100.0, 0.0][..]));
         let wrong = ActivationStore::of_text("text", model(), (site, 3), &sequences, x);
         let error = wrong.unwrap_err().to_string();
-        assert!(error.contains("10 numbers") && error.contains('5'), "{error}");
+        assert!(
+            error.contains("10 numbers") && error.contains('5'),
+            "{error}"
+        );
         assert!(ActivationStore::of_text("text", model(), (site, 2), &[], Vec::new()).is_err());
     }
 }

@@ -256,7 +256,9 @@ pub fn explain_change(
         return Err(AdapterError::Option(format!(
             "the dictionary is of width {}, activations at {site} are {}",
             sae.d(),
-            width.map_or("as wide as the text is long".to_owned(), |d| format!("of width {d}"))
+            width.map_or("as wide as the text is long".to_owned(), |d| format!(
+                "of width {d}"
+            ))
         )));
     }
     let before = Side::before(model, site);
@@ -274,8 +276,13 @@ pub fn explain_change(
     let own = ActivationStore::of_text(text.name(), reference, (site, sae.d()), &ids, x)
         .map_err(|error| AdapterError::Option(error.to_string()))?;
     let d = sae.d();
-    let x: Vec<f32> = (0..own.len()).flat_map(|row| own.row(row)).copied().collect();
-    let normal: Vec<bool> = (0..own.len()).map(|row| !own.flags(row).is_abnormal()).collect();
+    let x: Vec<f32> = (0..own.len())
+        .flat_map(|row| own.row(row))
+        .copied()
+        .collect();
+    let normal: Vec<bool> = (0..own.len())
+        .map(|row| !own.flags(row).is_abnormal())
+        .collect();
     let (mut rows, mut start) = (Vec::with_capacity(text.counted()), 0);
     for sequence in sequences {
         rows.extend(sequence.counted.iter().map(|at| start + at));

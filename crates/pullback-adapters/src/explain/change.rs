@@ -278,9 +278,7 @@ fn check_below(adapter: &Adapter, site: Site, config: &ModelConfig) -> Result<()
             let first = adapter.parts.iter().filter_map(|part| part.weight.layer());
             let first = first.min();
             let layer = match site.place() {
-                Place::FinalNormalized | Place::FinalScale | Place::Logits => {
-                    Some(config.n_layers)
-                }
+                Place::FinalNormalized | Place::FinalScale | Place::Logits => Some(config.n_layers),
                 _ => site.layer(),
             };
             first

@@ -106,9 +106,8 @@ pub(crate) fn non_negative(gram: &Mat<f64>, products: &[f64]) -> Vec<f64> {
     let size = products.iter().fold(0.0_f64, |top, x| top.max(x.abs()));
     // Each round frees one; more rounds than this would be a cycle of rounding errors.
     for _ in 0..3 * n + 3 {
-        let slope = |i: usize, c: &[f64]| {
-            products[i] - (0..n).map(|j| gram[(i, j)] * c[j]).sum::<f64>()
-        };
+        let slope =
+            |i: usize, c: &[f64]| products[i] - (0..n).map(|j| gram[(i, j)] * c[j]).sum::<f64>();
         let next = (0..n)
             .filter(|&i| !free[i])
             .max_by(|&a, &b| slope(a, &c).total_cmp(&slope(b, &c)));
@@ -120,7 +119,11 @@ pub(crate) fn non_negative(gram: &Mat<f64>, products: &[f64]) -> Vec<f64> {
             let set: Vec<usize> = (0..n).filter(|&i| free[i]).collect();
             let part = Mat::from_fn(set.len(), set.len(), |i, j| {
                 // As in `least_squares_rows`, so that rows that point the same way can be solved for.
-                let ridge = if i == j { 1e-12 * gram[(set[i], set[i])] } else { 0.0 };
+                let ridge = if i == j {
+                    1e-12 * gram[(set[i], set[i])]
+                } else {
+                    0.0
+                };
                 gram[(set[i], set[j])] + ridge
             });
             let right = Mat::from_fn(set.len(), 1, |i, _| products[set[i]]);

@@ -101,7 +101,8 @@ impl<'a> Sums<'a> {
         }
         let n = self.rows as f64;
         let sums = self.before.iter().zip(&self.after);
-        if !self.delta.iter().all(|x| x.is_finite()) || !sums.clone().all(|(b, a)| (b + a).is_finite())
+        if !self.delta.iter().all(|x| x.is_finite())
+            || !sums.clone().all(|(b, a)| (b + a).is_finite())
         {
             return Err(AdapterError::Option(
                 "the change, or what the dictionary makes of it, is not finite: weights are damaged or too large"
@@ -173,7 +174,10 @@ impl Measured {
     /// Spearman's rank correlation of a figure of every feature with the measured change, over live features.
     pub(crate) fn agreement(&self, of_all: &[f32]) -> Option<f64> {
         let of_live = |x: &[f32]| -> Vec<f32> {
-            self.live.iter().map(|&feature| x[feature as usize]).collect()
+            self.live
+                .iter()
+                .map(|&feature| x[feature as usize])
+                .collect()
         };
         Some(spearman(&of_live(of_all), &of_live(&self.change))).filter(|rho| rho.is_finite())
     }

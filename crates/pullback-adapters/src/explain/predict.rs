@@ -52,12 +52,18 @@ pub(crate) fn mean_derivative(
     let mut mean = vec![0.0; d];
     for &row in rows {
         let row = row * d..(row + 1) * d;
-        for ((sum, up), down) in mean.iter_mut().zip(&ends[0][row.clone()]).zip(&ends[1][row]) {
+        for ((sum, up), down) in mean
+            .iter_mut()
+            .zip(&ends[0][row.clone()])
+            .zip(&ends[1][row])
+        {
             *sum += f64::from(*up) - f64::from(*down);
         }
     }
     let scale = 2.0 * f64::from(STEP) * rows.len() as f64;
-    mean.iter_mut().for_each(|x| *x /= scale);
+    for x in &mut mean {
+        *x /= scale;
+    }
     Ok(mean)
 }
 

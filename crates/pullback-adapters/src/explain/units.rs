@@ -131,7 +131,9 @@ pub(crate) fn jacobian(
 ) -> FeatureJacobian {
     let through = |slope: &dyn Fn(usize) -> f64| -> Vec<Vec<f32>> {
         let of = |from: usize| {
-            let to = features.iter().map(|&to| pullback.path(from, to, slope) as f32);
+            let to = features
+                .iter()
+                .map(|&to| pullback.path(from, to, slope) as f32);
             to.collect()
         };
         features.iter().map(|&from| of(from)).collect()

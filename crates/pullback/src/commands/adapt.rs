@@ -9,5 +9,5 @@ pub(crate) enum Command {
     /// Train an adapter: in the residual stream, over features, or as updates of weights
     Train(Box<train::Arguments>),
     /// Pull an adapter back through an autoencoder and read what changed
-    Explain(explain::Arguments),
+    Explain(Box<explain::Arguments>),
 }
