@@ -203,12 +203,13 @@ fn check_models(
         }
         let own = manifest.check_model(&named.reference());
         match what {
-            What::Checkpoint(to) => {
-                if own.is_err() && manifest.check_model(&to.reference()).is_err() {
-                    own.context("it is of neither --from nor --to")?;
-                }
+            What::Checkpoint(to) if own.is_err() => {
+                let other = manifest.check_model(&to.reference());
+                other.with_context(|| {
+                    format!("the {} is of neither --from nor --to", manifest.kind)
+                })?;
             }
-            What::Adapter(..) => own?,
+            _ => own?,
         }
     }
     Ok(())
