@@ -17,6 +17,7 @@ mod plan;
 mod sequences;
 mod store;
 mod store_feed;
+mod text_store;
 
 pub use corpus::{Corpus, Document};
 pub use error::ActivationError;

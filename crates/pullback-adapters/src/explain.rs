@@ -1,33 +1,57 @@
-//! What an adapter does to a dictionary's features: predicted, measured, and the few that changed most.
+//! What a change of a model does to a dictionary's features: predicted, measured, and the few that changed most.
+
+mod change;
+mod decompose;
+mod effects;
+mod measure;
+mod predict;
+mod text;
+mod units;
 
 use burn::tensor::{Tensor, TensorData};
-use faer::Mat;
 use pullback_activations::ActivationStore;
-use pullback_artifact::Control;
-use pullback_model::Model;
+use pullback_artifact::{Control, ModelRef};
+use pullback_model::{Model, Site};
 use pullback_sae::{Dictionary, Example, FeaturePages, Sae};
 use serde::{Deserialize, Serialize};
 
-use crate::pullback::{least_squares_rows, matrix};
-use crate::residual::values;
-use crate::{AdapterError, Pullback, ResidualAdapter, spearman};
+pub use change::Change;
+pub use decompose::{Decomposition, Matching, matching_pursuit};
+pub use effects::Effects;
+pub use predict::Prediction;
+pub use text::{HeldOutText, TextSequence};
+pub use units::{FeatureJacobian, HiddenUnit};
 
-/// A feature that the adapter changed.
+use self::change::Side;
+use self::decompose::least_squares;
+use self::effects::{Compared, Effect};
+use self::measure::{CHUNK, Measured, Sums};
+use self::units::Hidden;
+use crate::feature::check_dictionary;
+use crate::residual::values;
+use crate::{Adapter, AdapterError, Pullback, ResidualAdapter};
+
+/// A feature that the change moved.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ChangedFeature {
     /// The feature.
     pub feature: usize,
-    /// Predicted mean change of its activation: its density on the text × the first-order change of its
-    /// pre-activation at the mean hidden activity.
-    pub predicted: f32,
+    /// Predicted mean change of its activation, as [`Explanation::prediction`] says.
+    pub predicted: Option<f32>,
     /// Measured mean change of its activation on the text.
     pub measured: f32,
-    /// Share of the store's tokens on which it is active, without the adapter.
+    /// Change of the mean loss, in nats a token, when its change alone is applied to the model as it was.
+    pub effect_alone: Option<f64>,
+    /// Change of the mean loss when it alone is restored in the model as it became.
+    pub effect_removed: Option<f64>,
+    /// Share of tokens on which it is active, without the change.
     pub density: f32,
-    /// Length of its row of `W_dec·W_inᵀ`: how much a unit of it feeds into the adapter.
-    pub reads: f32,
+    /// Length of its row of `W_dec·W_inᵀ`: how much a unit of it feeds into a residual adapter.
+    pub reads: Option<f32>,
+    /// The same with each hidden unit weighted by its mean slope: what gets through on the text.
+    pub reads_averaged: Option<f32>,
     /// First-order change of its pre-activation at the mean hidden activity.
-    pub writes: f32,
+    pub writes: Option<f32>,
     /// Tokens that its direction promotes, with their weight.
     pub promoted: Vec<(String, f32)>,
     /// Tokens that it suppresses.
@@ -36,47 +60,88 @@ pub struct ChangedFeature {
     pub examples: Vec<Example>,
 }
 
-/// One hidden unit of the adapter in the basis of features.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct HiddenUnit {
-    /// The unit.
-    pub unit: usize,
-    /// `b_in + W_in·b_dec`.
-    pub bias: f32,
-    /// Mean activity on the text.
-    pub mean_activity: f32,
-    /// The features that feed it most (by |entry of `W_dec·W_inᵀ`| × mean activation), with that entry.
-    pub reads: Vec<(usize, f32)>,
-    /// The features it writes most, as decoder rows in least squares, with their coefficient.
-    pub writes: Vec<(usize, f32)>,
-}
-
-/// What [`explain`] returns.
+/// What [`explain()`], [`explain_on`] and [`explain_change`] return.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Explanation {
     /// The most changed features, most changed first.
     pub features: Vec<ChangedFeature>,
+    /// Where predictions come from.
+    pub prediction: Prediction,
     /// Spearman's rank correlation of prediction and measurement over all features that are active on the
-    /// text, with the adapter or without; none when either does not vary.
+    /// text, with the change or without; none when there is no prediction or either does not vary.
     pub agreement_spearman: Option<f64>,
-    /// Share of what the adapter writes on the text (`E‖Δ‖²`) that no combination of the listed
-    /// features' decoder rows carries; none when it writes nothing.
+    /// Share of the change of the stream (`E‖Δ‖²`) that no combination of the listed features' decoder rows carries; none
+    /// when nothing changes.
     pub residual_fraction: Option<f64>,
+    /// The same of all decoder rows of the dictionary: near zero where there are more of them than dimensions.
+    pub residual_fraction_dictionary: Option<f64>,
+    /// `E‖Δ − Σ_f Δz_f·W_dec[f]‖²/E‖Δ‖²` over all features: the share that the change of the codes themselves does not
+    /// make. It can be above one.
+    pub residual_fraction_codes: Option<f64>,
+    /// Positions of the text that features were measured at.
+    pub positions: usize,
+    /// The losses, where they were measured.
+    pub effects: Option<Effects>,
     /// Measured mean change of every feature.
     pub measured: Vec<f32>,
     /// Predicted mean change of every feature.
-    pub predicted: Vec<f32>,
-    /// Features that are active on the text, with the adapter or without.
+    pub predicted: Option<Vec<f32>>,
+    /// Features that are active on the text, with the change or without.
     pub live: Vec<u32>,
-    /// The adapter's hidden units.
+    /// The mean change of the stream as sums of decoder rows.
+    pub decomposition: Decomposition,
+    /// A residual adapter's hidden units.
     pub units: Vec<HiddenUnit>,
+    /// How the listed features feed each other through a nonlinear residual adapter.
+    pub jacobian: Option<FeatureJacobian>,
 }
 
-/// Features listed for each unit and direction.
-const UNIT_FEATURES: usize = 5;
+/// What is explained.
+#[derive(Clone, Copy, Debug)]
+pub struct ExplainInput<'a> {
+    /// The model as it was.
+    pub model: &'a Model,
+    /// The name that it is known by.
+    pub model_name: &'a str,
+    /// What became of it.
+    pub change: Change<'a>,
+    /// The dictionary.
+    pub sae: &'a Sae,
+    /// The dictionary's site.
+    pub site: Site,
+    /// The text to measure on.
+    pub text: &'a HeldOutText,
+    /// Where examples and densities come from; without, the text.
+    pub store: Option<&'a ActivationStore>,
+}
+
+/// How much is done.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ExplainConfig {
+    /// Features to interpret.
+    pub top: usize,
+    /// The loss is measured on the first sequences of the text with so many tokens together; zero: not at all. It is run
+    /// twice for each of the features.
+    pub effect_tokens: usize,
+    /// Terms of each sum of decoder rows.
+    pub terms: usize,
+    /// How features are shown.
+    pub pages: FeaturePages,
+}
+
+impl Default for ExplainConfig {
+    fn default() -> Self {
+        Self {
+            top: 20,
+            effect_tokens: 1024,
+            terms: 8,
+            pages: FeaturePages::default(),
+        }
+    }
+}
 
 /// Pulls the adapter back, measures each feature's mean change on the store's held-out rows with and without
-/// the adapter, and interprets the `count` most changed.
+/// the adapter, and interprets the `count` most changed. No loss is measured; [`explain_change`] does that too.
 ///
 /// # Errors
 /// The store holds no held-out rows; the parts do not fit each other; the work was interrupted.
@@ -110,7 +175,7 @@ pub fn explain(
     )
 }
 
-/// As [`explain`], on other text than the store's: `activations [n, d]` of the site. Examples are still the
+/// As [`explain()`], on other text than the store's: `activations [n, d]` of the site. Examples are still the
 /// store's.
 ///
 /// # Errors
@@ -143,48 +208,16 @@ pub fn explain_on(
             store.info().d
         )));
     }
-    let pullback = Pullback::new(adapter, sae)?;
-    let measured = measure(adapter, sae, activations, control)?;
-    let writes = pullback.pre_activation_change(&measured.hidden_mean);
-    let Agreement {
-        predicted,
-        live,
-        spearman: agreement_spearman,
-    } = agree(&writes, &measured);
-
-    let mut order = live.clone();
-    order.sort_by(|&a, &b| {
-        let size = |i: u32| measured.change[i as usize].abs();
-        size(b).total_cmp(&size(a)).then(a.cmp(&b))
-    });
-    let chosen: Vec<usize> = order.iter().take(count).map(|&i| i as usize).collect();
-    let features = pages
-        .make(sae, store, model, &chosen, control)?
-        .into_iter()
-        .map(|page| {
-            let row =
-                &pullback.reads[page.feature * pullback.rank..(page.feature + 1) * pullback.rank];
-            ChangedFeature {
-                feature: page.feature,
-                predicted: predicted[page.feature],
-                measured: measured.change[page.feature],
-                density: page.density,
-                reads: row.iter().map(|x| x * x).sum::<f32>().sqrt(),
-                writes: writes[page.feature],
-                promoted: page.promoted,
-                suppressed: page.suppressed,
-                examples: page.examples,
-            }
-        })
-        .collect();
-    Ok(Explanation {
-        features,
-        agreement_spearman,
-        residual_fraction: residual_fraction(adapter, sae, &chosen, &measured.hidden_second),
-        units: units(&pullback, &measured),
-        measured: measured.change,
-        predicted,
-        live,
+    let seen = Seen::residual(activations, adapter, sae, control)?;
+    let config = ExplainConfig {
+        top: count,
+        effect_tokens: 0,
+        pages,
+        ..ExplainConfig::default()
+    };
+    let positions = activations.len() / adapter.d();
+    seen.explanation((sae, store, model), positions, &config, control, |_| {
+        Ok(None)
     })
 }
 
@@ -198,180 +231,296 @@ pub fn agreement_on(
     sae: &Sae,
     control: &Control,
 ) -> Result<Option<f64>, AdapterError> {
-    let pullback = Pullback::new(adapter, sae)?;
-    let measured = measure(adapter, sae, activations, control)?;
-    Ok(agree(
-        &pullback.pre_activation_change(&measured.hidden_mean),
-        &measured,
-    )
-    .spearman)
+    Ok(Seen::residual(activations, adapter, sae, control)?.agreement())
 }
 
-struct Agreement {
-    predicted: Vec<f32>,
-    live: Vec<u32>,
-    spearman: Option<f64>,
-}
-
-/// The linear prediction from the change of pre-activations, and how it agrees with what was measured.
-fn agree(writes: &[f32], measured: &Measured) -> Agreement {
-    let predicted: Vec<f32> = writes
-        .iter()
-        .zip(&measured.density)
-        .map(|(w, p)| w * p)
-        .collect();
-    let live: Vec<u32> = (0..writes.len() as u32)
-        .filter(|&i| measured.live[i as usize])
-        .collect();
-    let of_live = |x: &[f32]| live.iter().map(|&i| x[i as usize]).collect::<Vec<f32>>();
-    Agreement {
-        spearman: Some(spearman(&of_live(&predicted), &of_live(&measured.change)))
-            .filter(|rho| rho.is_finite()),
-        predicted,
-        live,
-    }
-}
-
-/// What is seen on the text.
-struct Measured {
-    /// Mean activation of each feature without the adapter.
-    mean: Vec<f32>,
-    /// Mean change of each feature's activation.
-    change: Vec<f32>,
-    /// Share of rows on which each feature is active without the adapter.
-    density: Vec<f32>,
-    /// Whether each feature is ever active, with the adapter or without.
-    live: Vec<bool>,
-    /// `E h [rank]`.
-    hidden_mean: Vec<f64>,
-    /// `E h hᵀ [rank, rank]`.
-    hidden_second: Mat<f64>,
-}
-
-fn measure(
-    adapter: &ResidualAdapter,
-    sae: &Sae,
-    activations: &[f32],
+/// Runs the model as it was and as it became over the text, measures every feature's mean change, and for the features that
+/// changed most what their change does to the loss.
+///
+/// The first position of each sequence and rows whose norm is more than ten times the median (attention sinks) are left out
+/// of all means of features, and no feature is changed there. The cost of the losses is that of `2·(top + 2)` runs of the
+/// layers above the site, less the sequences in which a feature does not change.
+///
+/// # Errors
+/// The parts do not fit each other; the change acts above the site; numbers are not finite; the work was interrupted.
+pub fn explain_change(
+    input: &ExplainInput<'_>,
+    config: &ExplainConfig,
     control: &Control,
-) -> Result<Measured, AdapterError> {
-    let (d, m, rank) = (adapter.d(), sae.n_features(), adapter.rank());
-    if activations.is_empty() || !activations.len().is_multiple_of(d) || sae.d() != d {
+) -> Result<Explanation, AdapterError> {
+    let (model, sae, site, text) = (input.model, input.sae, input.site, input.text);
+    check_dictionary(sae)?;
+    site.check(model.config())?;
+    let width = site.place().width(model.config());
+    if width != Some(sae.d()) {
         return Err(AdapterError::Option(format!(
-            "{} numbers are not activations of width {d} for a dictionary of width {}",
-            activations.len(),
-            sae.d()
+            "the dictionary is of width {}, activations at {site} are {}",
+            sae.d(),
+            width.map_or("as wide as the text is long".to_owned(), |d| format!(
+                "of width {d}"
+            ))
         )));
     }
-    let rows = activations.len() / d;
-    let mut before = vec![0.0_f64; m];
-    let mut after = vec![0.0_f64; m];
-    let mut fired = vec![0_u64; m];
-    let mut live = vec![false; m];
-    let mut hidden_mean = vec![0.0; rank];
-    let mut hidden_second = Mat::<f64>::zeros(rank, rank);
-    let device = adapter.w_in.device();
-    let n = rows as f64;
-    let stage = control.stage("measure change", rows as u64, "tokens");
-    for x in activations.chunks(2048 * d) {
-        control.check()?;
-        let data = TensorData::new(x.to_vec(), [x.len() / d, d]);
-        let tensor = Tensor::<2>::from_data(data, &device);
-        let hidden = values(&adapter.hidden(tensor.clone()));
-        for h in hidden.chunks_exact(rank) {
-            for i in 0..rank {
-                hidden_mean[i] += f64::from(h[i]) / n;
-                for j in 0..rank {
-                    hidden_second[(i, j)] += f64::from(h[i]) * f64::from(h[j]) / n;
-                }
-            }
-        }
-        let changed = values(&(tensor.clone() + adapter.change(tensor)));
-        let clean = sae.encode(x);
-        for (&feature, &value) in clean.features().iter().zip(clean.values()) {
-            before[feature as usize] += f64::from(value);
-            fired[feature as usize] += 1;
-            live[feature as usize] = true;
-        }
-        let moved = sae.encode(&changed);
-        for (&feature, &value) in moved.features().iter().zip(moved.values()) {
-            after[feature as usize] += f64::from(value);
-            live[feature as usize] = true;
-        }
-        stage.advance((x.len() / d) as u64);
-    }
+    let before = Side::before(model, site);
+    let after = Side::after(model, input.change, site, 1.0)?;
+    let sequences = text.sequences();
+    let stage = control.stage("run both models", 2 * text.tokens() as u64, "tokens");
+    let x = before.activations(sequences, control, &stage)?;
+    let y = after.activations(sequences, control, &stage)?;
     stage.finish();
-    Ok(Measured {
-        mean: before.iter().map(|sum| (sum / n) as f32).collect(),
-        change: before
-            .iter()
-            .zip(&after)
-            .map(|(b, a)| ((a - b) / n) as f32)
-            .collect(),
-        density: fired
-            .iter()
-            .map(|&count| (count as f64 / n) as f32)
-            .collect(),
-        live,
-        hidden_mean,
-        hidden_second,
+    let ids: Vec<&[u32]> = sequences.iter().map(|sequence| &sequence.ids[..]).collect();
+    let reference = ModelRef {
+        name: input.model_name.to_owned(),
+        digest: model.digest().to_owned(),
+    };
+    let own = ActivationStore::of_text(text.name(), reference, (site, sae.d()), &ids, x)
+        .map_err(|error| AdapterError::Option(error.to_string()))?;
+    let d = sae.d();
+    let x: Vec<f32> = (0..own.len())
+        .flat_map(|row| own.row(row))
+        .copied()
+        .collect();
+    let normal: Vec<bool> = (0..own.len())
+        .map(|row| !own.flags(row).is_abnormal())
+        .collect();
+    let (mut rows, mut start) = (Vec::with_capacity(text.counted()), 0);
+    for sequence in sequences {
+        rows.extend(sequence.counted.iter().map(|at| start + at));
+        start += sequence.ids.len();
+    }
+    rows.retain(|&row| normal[row]);
+    let gathered = |of: &[f32]| -> Vec<f32> {
+        let parts = rows.iter().map(|&row| &of[row * d..(row + 1) * d]);
+        parts.flatten().copied().collect()
+    };
+    let (x_rows, y_rows) = (gathered(&x), gathered(&y));
+    let measured = measured_pair(sae, &x_rows, &y_rows, control)?;
+    let seen = match input.change {
+        Change::Adapter(Adapter::Residual(adapter)) if adapter.site == site => {
+            Seen::of_residual(adapter, sae, &x_rows, measured, control)?
+        }
+        Change::Adapter(Adapter::Feature(adapter))
+            if adapter.site == site && **adapter.dictionary() == *sae =>
+        {
+            let predicted = predict::of_map(adapter, &measured);
+            Seen::plain(measured, Prediction::Map, Some(predicted))
+        }
+        Change::Adapter(adapter) => {
+            let mean = predict::mean_derivative(model, adapter, site, (text, &rows), control)?;
+            let predicted = predict::through_encoder(sae, &measured, &mean);
+            Seen::plain(measured, Prediction::FirstOrder, Some(predicted))
+        }
+        Change::Checkpoint(_) => Seen::plain(measured, Prediction::None, None),
+    };
+    let parts = (sae, input.store.unwrap_or(&own), model);
+    seen.explanation(parts, rows.len(), config, control, |features| {
+        let (mut count, mut tokens) = (0, 0);
+        while count < sequences.len() && tokens < config.effect_tokens {
+            tokens += sequences[count].ids.len();
+            count += 1;
+        }
+        if count == 0 {
+            return Ok(None);
+        }
+        let compared = Compared {
+            before: &before,
+            after: &after,
+            sae,
+            sequences: &sequences[..count],
+            x: [&x[..tokens * d], &y[..tokens * d]],
+            normal: &normal,
+        };
+        compared.effects(features, control).map(Some)
     })
 }
 
-/// `E‖(1 − P) Δ‖² / E‖Δ‖²` with `P` the projection on the chosen decoder rows: since `Δ = W_out h`, both are
-/// traces with `E h hᵀ`.
-fn residual_fraction(
-    adapter: &ResidualAdapter,
+/// Features before and after, on rows `[n, d]` of both.
+fn measured_pair(
     sae: &Sae,
-    chosen: &[usize],
-    hidden_second: &Mat<f64>,
-) -> Option<f64> {
-    let d = adapter.d();
-    let w_out = matrix(&values(&adapter.w_out), d, adapter.rank());
-    let rows = Mat::from_fn(chosen.len(), d, |i, j| {
-        f64::from(sae.direction(chosen[i])[j])
-    });
-    let energy = |w: &Mat<f64>| -> f64 {
-        let product = w * hidden_second;
-        (0..d)
-            .map(|i| {
-                (0..w.ncols())
-                    .map(|j| product[(i, j)] * w[(i, j)])
-                    .sum::<f64>()
-            })
-            .sum()
-    };
-    let left = if chosen.is_empty() {
-        w_out.clone()
-    } else {
-        &w_out - rows.transpose() * least_squares_rows(&rows, &w_out)
-    };
-    let all = energy(&w_out);
-    (all > 0.0).then(|| energy(&left) / all)
+    x: &[f32],
+    y: &[f32],
+    control: &Control,
+) -> Result<Measured, AdapterError> {
+    let d = sae.d();
+    let mut sums = Sums::new(sae);
+    let stage = control.stage("measure change", (x.len() / d) as u64, "tokens");
+    for (x, y) in x.chunks(CHUNK * d).zip(y.chunks(CHUNK * d)) {
+        control.check()?;
+        let delta: Vec<f32> = y.iter().zip(x).map(|(y, x)| y - x).collect();
+        sums.add(x, y, &delta);
+        stage.advance((x.len() / d) as u64);
+    }
+    stage.finish();
+    sums.finish()
 }
 
-fn units(pullback: &Pullback, measured: &Measured) -> Vec<HiddenUnit> {
-    let rank = pullback.rank;
-    (0..rank)
-        .map(|unit| {
-            let column = |matrix: &[f32], feature: usize| matrix[feature * rank + unit];
-            let top = |matrix: &[f32], weight: &dyn Fn(usize) -> f32| {
-                let mut order: Vec<usize> = (0..pullback.features)
-                    .filter(|&i| measured.live[i])
-                    .collect();
-                order.sort_by(|&a, &b| {
-                    let size = |i: usize| (column(matrix, i) * weight(i)).abs();
-                    size(b).total_cmp(&size(a)).then(a.cmp(&b))
-                });
-                order.truncate(UNIT_FEATURES);
-                order.into_iter().map(|i| (i, column(matrix, i))).collect()
-            };
-            HiddenUnit {
-                unit,
-                bias: pullback.bias[unit],
-                mean_activity: measured.hidden_mean[unit] as f32,
-                reads: top(&pullback.reads, &|i| measured.mean[i]),
-                writes: top(&pullback.written_rows, &|_| 1.0),
-            }
+/// What was measured and predicted, before features are chosen and interpreted.
+struct Seen<'a> {
+    measured: Measured,
+    prediction: Prediction,
+    predicted: Option<Vec<f32>>,
+    residual: Option<SeenResidual<'a>>,
+}
+
+/// What is known of a residual adapter at the dictionary's own site beside that.
+struct SeenResidual<'a> {
+    adapter: &'a ResidualAdapter,
+    pullback: Pullback,
+    hidden: Hidden,
+    writes: Vec<f32>,
+}
+
+impl<'a> Seen<'a> {
+    fn plain(measured: Measured, prediction: Prediction, predicted: Option<Vec<f32>>) -> Self {
+        Self {
+            measured,
+            prediction,
+            predicted,
+            residual: None,
+        }
+    }
+
+    /// A residual adapter on activations `[n, d]` of its site.
+    fn residual(
+        activations: &[f32],
+        adapter: &'a ResidualAdapter,
+        sae: &Sae,
+        control: &Control,
+    ) -> Result<Self, AdapterError> {
+        let d = adapter.d();
+        if activations.is_empty() || !activations.len().is_multiple_of(d) || sae.d() != d {
+            return Err(AdapterError::Option(format!(
+                "{} numbers are not activations of width {d} for a dictionary of width {}",
+                activations.len(),
+                sae.d()
+            )));
+        }
+        let mut sums = Sums::new(sae);
+        let device = adapter.w_in.device();
+        let stage = control.stage("measure change", (activations.len() / d) as u64, "tokens");
+        for x in activations.chunks(CHUNK * d) {
+            control.check()?;
+            let data = TensorData::new(x.to_vec(), [x.len() / d, d]);
+            let tensor = Tensor::<2>::from_data(data, &device);
+            let change = adapter.change(tensor.clone());
+            sums.add(x, &values(&(tensor + change.clone())), &values(&change));
+            stage.advance((x.len() / d) as u64);
+        }
+        stage.finish();
+        Self::of_residual(adapter, sae, activations, sums.finish()?, control)
+    }
+
+    /// The same, where features have been measured.
+    fn of_residual(
+        adapter: &'a ResidualAdapter,
+        sae: &Sae,
+        x: &[f32],
+        measured: Measured,
+        control: &Control,
+    ) -> Result<Self, AdapterError> {
+        let pullback = Pullback::new(adapter, sae)?;
+        let hidden = Hidden::of(adapter, x, control)?;
+        let writes = pullback.pre_activation_change(&hidden.mean);
+        let predicted = writes.iter().zip(&measured.density).enumerate();
+        let predicted = predicted
+            .map(|(feature, (w, p))| w * p * predict::gain(sae, feature))
+            .collect();
+        Ok(Self {
+            measured,
+            prediction: Prediction::Weights,
+            predicted: Some(predicted),
+            residual: Some(SeenResidual {
+                adapter,
+                pullback,
+                hidden,
+                writes,
+            }),
         })
-        .collect()
+    }
+
+    fn agreement(&self) -> Option<f64> {
+        self.measured.agreement(self.predicted.as_deref()?)
+    }
+
+    /// Chooses the features that changed most and interprets them; `effects` measures losses.
+    fn explanation(
+        self,
+        (sae, store, model): (&Sae, &ActivationStore, &Model),
+        positions: usize,
+        config: &ExplainConfig,
+        control: &Control,
+        effects: impl FnOnce(&[usize]) -> Result<Option<(Effects, Vec<Effect>)>, AdapterError>,
+    ) -> Result<Explanation, AdapterError> {
+        let measured = &self.measured;
+        let mut chosen = measured.ranked();
+        chosen.truncate(config.top);
+        let (effects, of_features) = effects(&chosen)?.unzip();
+        let pages = config.pages.make(sae, store, model, &chosen, control)?;
+        let features = pages.into_iter().enumerate().map(|(place, page)| {
+            let feature = page.feature;
+            let effect = of_features.as_ref().map(|all: &Vec<Effect>| all[place]);
+            let residual = self.residual.as_ref();
+            ChangedFeature {
+                feature,
+                predicted: self.predicted.as_ref().map(|all| all[feature]),
+                measured: measured.change[feature],
+                effect_alone: effect.map(|effect| effect.alone),
+                effect_removed: effect.map(|effect| effect.removed),
+                density: page.density,
+                reads: residual.map(|it| it.pullback.read_length(feature, |_| 1.0) as f32),
+                reads_averaged: residual.map(|it| {
+                    let slope = &it.hidden.slope;
+                    it.pullback.read_length(feature, |unit| slope[unit]) as f32
+                }),
+                writes: residual.map(|it| it.writes[feature]),
+                promoted: page.promoted,
+                suppressed: page.suppressed,
+                examples: page.examples,
+            }
+        });
+        let features: Vec<ChangedFeature> = features.collect();
+        control.check()?;
+        let all: Vec<usize> = (0..sae.n_features()).collect();
+        Ok(Explanation {
+            features,
+            prediction: self.prediction,
+            agreement_spearman: self.agreement(),
+            residual_fraction: measured.outside(sae, &chosen),
+            residual_fraction_dictionary: measured.outside(sae, &all),
+            residual_fraction_codes: measured.unseen_share(),
+            positions,
+            effects,
+            decomposition: decomposition(sae, measured, config),
+            units: self.residual.as_ref().map_or_else(Vec::new, |it| {
+                let seen = (measured, &it.hidden);
+                units::units(it.adapter, sae, &it.pullback, seen, config.terms)
+            }),
+            jacobian: self
+                .residual
+                .as_ref()
+                .map(|it| units::jacobian(&it.pullback, &it.hidden, &chosen)),
+            measured: self.measured.change,
+            predicted: self.predicted,
+            live: self.measured.live,
+        })
+    }
+}
+
+/// The mean change of the stream as sums of decoder rows.
+fn decomposition(sae: &Sae, measured: &Measured, config: &ExplainConfig) -> Decomposition {
+    let mean = &measured.delta_mean;
+    let factors = least_squares(sae, mean);
+    let mut order: Vec<usize> = (0..factors.len()).collect();
+    order.sort_by(|&a, &b| {
+        let size = |feature: usize| factors[feature].abs();
+        size(b).total_cmp(&size(a)).then(a.cmp(&b))
+    });
+    order.truncate(config.top);
+    let turned: Vec<f64> = mean.iter().map(|x| -x).collect();
+    Decomposition {
+        least_squares: order.into_iter().map(|i| (i, factors[i])).collect(),
+        agreement_least_squares: measured.agreement(&factors),
+        added: matching_pursuit(sae.decoder(), mean, config.terms),
+        removed: matching_pursuit(sae.decoder(), &turned, config.terms),
+    }
 }

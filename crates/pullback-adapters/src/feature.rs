@@ -292,14 +292,14 @@ pub(crate) fn check_dictionary(dictionary: &Sae) -> Result<(), AdapterError> {
     let parts = dictionary.parts();
     if dictionary.d() != dictionary.d_out() {
         return Err(AdapterError::Option(format!(
-            "the dictionary is a transcoder from width {} to {}: an adapter needs an autoencoder",
+            "the dictionary is a transcoder from width {} to {}: an autoencoder is needed",
             dictionary.d(),
             dictionary.d_out()
         )));
     }
     if parts.normalization != Normalization::None {
         return Err(AdapterError::Option(format!(
-            "the dictionary normalises each activation ({:?}): adapters in its basis are not supported",
+            "the dictionary normalises each activation ({:?}): a change of its codes is no fixed change of the stream, so it can neither be adapted nor explained",
             parts.normalization
         )));
     }

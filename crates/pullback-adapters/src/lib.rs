@@ -6,7 +6,8 @@
 //! - [`compare()`]: trains bases with matched numbers of parameters and measures how good and how readable they are.
 //! - [`Pullback`]: a residual adapter's matrices read through a dictionary.
 //! - [`explain()`]: measures what each feature's activation really does, compares it with the linear
-//!   prediction and picks the features that changed most.
+//!   prediction and picks the features that changed most. [`explain_change`] does so for any adapter and for two checkpoints
+//!   of a model, and measures what each change does to the loss.
 
 mod adapter;
 mod compare;
@@ -25,7 +26,11 @@ mod train;
 pub use adapter::Adapter;
 pub use compare::{CompareConfig, CompareInput, ComparedRow, DataSet, compare};
 pub use error::AdapterError;
-pub use explain::{ChangedFeature, Explanation, HiddenUnit, agreement_on, explain, explain_on};
+pub use explain::{
+    Change, ChangedFeature, Decomposition, Effects, ExplainConfig, ExplainInput, Explanation,
+    FeatureJacobian, HeldOutText, HiddenUnit, Matching, Prediction, TextSequence, agreement_on,
+    explain, explain_change, explain_on, matching_pursuit,
+};
 pub use feature::FeatureAdapter;
 pub use feature::map::{Decoder, Projected, Support};
 pub use lora::{LoraAdapter, LoraPart, lora_weights};

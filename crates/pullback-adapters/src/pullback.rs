@@ -64,6 +64,27 @@ impl Pullback {
         })
     }
 
+    /// Length of a feature's row of `W_dec·W_inᵀ`, each unit weighted by its slope.
+    pub fn read_length(&self, feature: usize, slope: impl Fn(usize) -> f64) -> f64 {
+        let row = &self.reads[feature * self.rank..(feature + 1) * self.rank];
+        let squares = row
+            .iter()
+            .enumerate()
+            .map(|(unit, &x)| (f64::from(x) * slope(unit)).powi(2));
+        squares.sum::<f64>().sqrt()
+    }
+
+    /// First-order change of the pre-activation of the feature `to` for a unit of the feature `from`, through all units, each
+    /// weighted by its slope: an entry of `W_dec·W_inᵀ·diag(slope)·W_outᵀ·W_enc`.
+    pub fn path(&self, from: usize, to: usize, slope: impl Fn(usize) -> f64) -> f64 {
+        (0..self.rank)
+            .map(|unit| {
+                let read = f64::from(self.reads[from * self.rank + unit]);
+                read * slope(unit) * f64::from(self.writes[to * self.rank + unit])
+            })
+            .sum()
+    }
+
     /// First-order change of every feature's pre-activation `[features]` for given hidden activities
     /// `[rank]`.
     pub fn pre_activation_change(&self, hidden: &[f64]) -> Vec<f32> {

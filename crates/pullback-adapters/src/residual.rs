@@ -35,7 +35,7 @@ pub enum Activation {
 }
 
 impl Activation {
-    fn apply(self, u: Tensor<2>) -> Tensor<2> {
+    pub(crate) fn apply(self, u: Tensor<2>) -> Tensor<2> {
         match self {
             Self::Identity => u,
             Self::Relu => activation::relu(u),
@@ -105,8 +105,12 @@ impl ResidualAdapter {
 
     /// `act(W_in x + b_in)`: `x [n, d]` → `[n, rank]`.
     pub fn hidden(&self, x: Tensor<2>) -> Tensor<2> {
-        let u = linear(x, self.w_in.clone()) + self.b_in.clone().unsqueeze();
-        self.activation.apply(u)
+        self.activation.apply(self.pre_activation(x))
+    }
+
+    /// `W_in x + b_in`: `x [n, d]` → `[n, rank]`.
+    pub(crate) fn pre_activation(&self, x: Tensor<2>) -> Tensor<2> {
+        linear(x, self.w_in.clone()) + self.b_in.clone().unsqueeze()
     }
 
     /// What it adds: `W_out·act(W_in x + b_in)`, `[n, d]` → `[n, d]`.
@@ -240,7 +244,7 @@ impl Edit for ResidualAdapter {
     }
 
     fn tangent(&self, x: &Tensor<2>, dx: Tensor<2>, rows: &Rows) -> Option<Tensor<2>> {
-        let u = linear(x.clone(), self.w_in.clone()) + self.b_in.clone().unsqueeze();
+        let u = self.pre_activation(x.clone());
         let du = linear(dx.clone(), self.w_in.clone());
         let dh = symmetric_tangent(|u| self.activation.apply(u), &u, du);
         let change = linear(dh, self.w_out.clone());

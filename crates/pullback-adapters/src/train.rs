@@ -7,7 +7,7 @@
 mod batch;
 mod config;
 mod learner;
-mod prepare;
+pub(crate) mod prepare;
 mod state;
 #[cfg(test)]
 mod tests;

@@ -391,6 +391,7 @@ fn card(
         examples,
         reads: (0.2 + dice.roll()) as f32,
         writes: (0.1 + 2.0 * dice.roll()) as f32,
+        ..FeatureCard::default()
     }
 }
 
@@ -471,5 +472,6 @@ fn hidden_unit(unit: usize, features: &[FeatureCard], dice: &mut Dice) -> Hidden
         bias: (dice.roll() - 0.5) as f32,
         reads,
         writes,
+        ..HiddenUnit::default()
     }
 }

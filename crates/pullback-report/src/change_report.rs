@@ -1,10 +1,11 @@
 //! The page that shows what a learned change did to a model, feature by feature.
 //!
-//! Fill a [`ChangeReport`] and call [`render`]. The page is written for two readers: a researcher who opens it without
+//! Fill a [`ChangeReport`] and call [`render`]; [`render_explanation`] makes the page of one explanation alone. The page is written for two readers: a researcher who opens it without
 //! having seen the run, and a student who has not met sparse dictionaries before.
 
 mod cards;
 mod data;
+mod explanation;
 mod lenient;
 mod method;
 mod plots;
@@ -16,6 +17,8 @@ pub use data::{
     AdapterFacts, Answer, ChangeReport, CorpusFacts, Example, FeatureCard, HiddenUnit, ModelFacts,
     SaeFacts, UnitFeature, most_frequent,
 };
+
+pub use explanation::{ChangeExplanation, LossFigures, render_explanation};
 
 use crate::number::{self, NOT_AVAILABLE};
 use crate::page::Page;

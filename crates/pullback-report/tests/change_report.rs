@@ -335,6 +335,8 @@ fn full(text: impl Fn(usize) -> String, value: impl Fn(usize) -> f64) -> ChangeR
                     .collect(),
                 reads: figure(i),
                 writes: figure(i + 3),
+                effect_alone: f64::from(figure(i)),
+                effect_removed: f64::from(figure(i + 1)),
             })
             .collect(),
         hidden_units: (0..8)
@@ -343,6 +345,9 @@ fn full(text: impl Fn(usize) -> String, value: impl Fn(usize) -> f64) -> ChangeR
                 bias: figure(u),
                 reads: (0..6).map(unit).collect(),
                 writes: (0..2).map(unit).collect(),
+                slope: figure(u),
+                matching: (0..2).map(unit).collect(),
+                matching_left: f64::from(figure(u + 1)),
             })
             .collect(),
         seconds: (0..6).map(|i| (text(i), value(i))).collect(),

@@ -162,3 +162,156 @@ fn what_does_not_belong_together_is_one_clear_error() {
         &["store", "adapter"],
     );
 }
+
+#[test]
+fn every_change_is_explained() {
+    let (dir, model) = place();
+    let at = dir.path();
+    let explain = |change: &[&str], more: &[&str]| {
+        let rest = ["--sae", "sae", "--top", "3", "--json"];
+        parsed(at, &[&["adapt", "explain"], change, &rest, more].concat())
+    };
+    let is_whole = |result: &Value, predicted: bool| {
+        let features = result["features"].as_array().unwrap();
+        assert_eq!(features.len(), 3, "{result}");
+        for feature in features {
+            assert_eq!(feature["predicted"].is_number(), predicted, "{feature}");
+            for key in [
+                "feature",
+                "measured",
+                "effect_alone",
+                "effect_removed",
+                "density",
+            ] {
+                assert!(feature[key].is_number(), "{key}: {feature}");
+            }
+            for key in ["promoted", "suppressed", "examples"] {
+                assert!(feature[key].is_array(), "{key}: {feature}");
+            }
+        }
+        assert!(result["residual_fraction"].is_number());
+        assert!(result["effects"]["loss_after"].is_number());
+    };
+    for (basis, prediction) in [
+        ("residual", "weights"),
+        ("lora", "first_order"),
+        ("bias", "map"),
+        ("sparse", "map"),
+        ("low-rank", "map"),
+    ] {
+        let first = [
+            "adapt",
+            "train",
+            &model,
+            "--basis",
+            basis,
+            "--data",
+            "data.jsonl",
+        ];
+        let rest = ["--steps", "4", "--site", "1.resid_post", "-o", basis];
+        let sae: &[&str] = match basis {
+            "residual" | "lora" => &[],
+            _ => &["--sae", "sae"],
+        };
+        text(at, &[&first[..], &rest, sae].concat());
+        // On the answers it was trained for, and on plain text.
+        let own = explain(&[basis], &["--data", "data.jsonl"]);
+        is_whole(&own, true);
+        assert_eq!(own["prediction"], prediction);
+        assert_eq!(own["change"], basis);
+        let plain = explain(&[basis], &["--text", "corpus/3.txt", "--context", "32"]);
+        is_whole(&plain, true);
+        assert_ne!(plain["features"], own["features"]);
+    }
+    // Someone's LoRA, on data with answers and on a store; the page and the files.
+    let peft = fixture("pullback-adapters/tests/fixtures/peft");
+    is_whole(&explain(&[&peft], &["--text", "data.jsonl"]), true);
+    let kept = explain(
+        &[&peft],
+        &["--store", "store", "--effect-tokens", "64", "-o", "out"],
+    );
+    is_whole(&kept, true);
+    assert!(kept["agreement_spearman"].is_number());
+    let read = |name: &str| fs::read_to_string(at.join("out").join(name)).unwrap();
+    let result: Value = serde_json::from_str(&read("result.json")).unwrap();
+    assert_eq!(result["features"], kept["features"]);
+    let whole: Value = serde_json::from_str(&read("explanation.json")).unwrap();
+    assert_eq!(whole["measured"].as_array().unwrap().len(), 64);
+    let page = read("report.html");
+    assert!(page.starts_with("<!DOCTYPE html>") && !page.contains("http"));
+    let shown = parsed(at, &["show", "out", "--verify", "--json"]);
+    assert_eq!(shown["manifest"]["kind"], "explanation");
+    let change = ["--change", "out/explanation.json", "--limit", "2"];
+    let features = [
+        "sae", "features", "sae", "--store", "store", "--model", &model,
+    ];
+    text(at, &[&features[..], &change].concat());
+    // Two checkpoints: the same weights in two files.
+    let other = fixture("pullback-model/tests/fixtures/tiny-llama");
+    let checkpoints = ["--from", &model, "--to", &other];
+    let same = explain(&checkpoints, &["--text", "corpus/3.txt"]);
+    is_whole(&same, false);
+    assert_eq!(same["prediction"], "none");
+    assert!(same["agreement_spearman"].is_null());
+    assert!(same["features"][0]["measured"].as_f64().unwrap().abs() < 1e-3);
+}
+
+#[test]
+fn explanations_of_what_does_not_belong_together_are_refused() {
+    let (dir, model) = place();
+    let at = dir.path();
+    let first = [
+        "adapt",
+        "train",
+        &model,
+        "--data",
+        "data.jsonl",
+        "--steps",
+        "2",
+    ];
+    text(
+        at,
+        &[&first[..], &["--site", "1.resid_post", "-o", "low"]].concat(),
+    );
+    text(
+        at,
+        &[&first[..], &["--site", "2.resid_post", "-o", "high"]].concat(),
+    );
+    let refused = |change: &[&str], more: &[&str], words: &[&str]| {
+        let rest = ["--sae", "sae"];
+        fails(
+            at,
+            &[&["adapt", "explain"], change, &rest, more].concat(),
+            words,
+        );
+    };
+    let words = ["--text", "corpus/3.txt"];
+    refused(&["high"], &words, &["blocks.2.hook_resid_post", "above"]);
+    refused(&["low"], &["--text", "nowhere.txt"], &["nowhere.txt"]);
+    refused(&["low"], &[], &["other pairs", "--data"]);
+    let site = ["--site", "0.resid_post"];
+    refused(
+        &["low"],
+        &[&words[..], &site].concat(),
+        &["blocks.1", "blocks.0"],
+    );
+    refused(&["store"], &words, &["store", "adapter"]);
+    refused(&["low"], &["--on", "corpus"], &["--text or --store"]);
+    let family = fixture("pullback-model/tests/fixtures/families/gpt2");
+    let apart = ["--from", &model, "--to", &family];
+    refused(&apart, &words, &["no checkpoints of one model", "gpt2"]);
+    let neither = ["--from", &family, "--to", &family];
+    refused(&neither, &words, &["neither --from nor --to"]);
+    refused(&apart, &[], &["--text or --store"]);
+    let context = ["--context", "2"];
+    refused(
+        &["low"],
+        &[&words[..], &context].concat(),
+        &["context of 2"],
+    );
+    refused(
+        &["low"],
+        &[&words[..], &["--tokens", "0"]].concat(),
+        &["--tokens is 0"],
+    );
+}

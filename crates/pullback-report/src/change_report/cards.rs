@@ -24,6 +24,13 @@ pub(super) fn section(report: &ChangeReport) -> Markup {
             @if !report.features.is_empty() { "The " (report.features.len()) " that move most are listed here and shown as cards below." }
         }
         (plots::changes(report))
+        (list(report))
+    }
+}
+
+/// The cards, with how to read them.
+pub(super) fn list(report: &ChangeReport) -> Markup {
+    html! {
         @if !report.features.is_empty() {
             h3 { "How to read a card" }
             p.aside {
@@ -42,7 +49,7 @@ pub(super) fn section(report: &ChangeReport) -> Markup {
 }
 
 /// How far most features move, in words.
-fn most(changes: &[f32]) -> String {
+pub(super) fn most(changes: &[f32]) -> String {
     let sizes = || changes.iter().map(|c| c.abs()).filter(|c| c.is_finite());
     let largest = sizes().fold(0.0_f32, f32::max);
     let n = sizes().count();
@@ -105,8 +112,12 @@ fn card(card: &FeatureCard, id: Option<&str>) -> Markup {
             div.card-facts {
                 (fact("predicted", card.predicted, |v| number::signed(v, 3)))
                 (fact("fires on", card.density, |v| format!("{} of tokens", number::percent(v))))
-                (fact("read", card.reads, |v| number::significant(v, 3)))
-                (fact("written", card.writes, |v| number::significant(v, 3)))
+                @for (name, value) in [("read", card.reads), ("written", card.writes)] {
+                    @if value.is_finite() { (fact(name, value, |v| number::significant(v, 3))) }
+                }
+                @for (name, effect) in [("alone", card.effect_alone), ("removed", card.effect_removed)] {
+                    @if effect.is_finite() { (fact(name, effect as f32, |v| format!("{} nats", number::signed(v, 2)))) }
+                }
             }
             (fires_on(&card.peak_words(5)))
             (chips("Promotes", "+", "up", &card.promoted))

@@ -230,6 +230,12 @@ pub struct FeatureCard {
     /// The change of its mean activation that was measured.
     #[serde(deserialize_with = "lenient::figure")]
     pub measured: f32,
+    /// The change of the loss, in nats a token, when its change alone is applied to the model as it was.
+    #[serde(deserialize_with = "lenient::figure")]
+    pub effect_alone: f64,
+    /// The change of the loss when it alone is put back in the changed model.
+    #[serde(deserialize_with = "lenient::figure")]
+    pub effect_removed: f64,
     /// The share of tokens on which it fires.
     #[serde(deserialize_with = "lenient::figure")]
     pub density: f32,
@@ -303,6 +309,8 @@ impl Default for FeatureCard {
             rank: 0,
             predicted: f32::NAN,
             measured: f32::NAN,
+            effect_alone: f64::NAN,
+            effect_removed: f64::NAN,
             density: f32::NAN,
             promoted: Vec::new(),
             suppressed: Vec::new(),
@@ -360,6 +368,14 @@ pub struct HiddenUnit {
     pub reads: Vec<UnitFeature>,
     /// The features that it moves most, strongest first.
     pub writes: Vec<UnitFeature>,
+    /// The mean slope of its activation function on the text.
+    #[serde(deserialize_with = "lenient::figure")]
+    pub slope: f32,
+    /// What it writes as a sum of a few features' directions with factors above zero; may be left empty.
+    pub matching: Vec<UnitFeature>,
+    /// The share of what it writes that the sum leaves.
+    #[serde(deserialize_with = "lenient::figure")]
+    pub matching_left: f64,
 }
 
 impl Default for HiddenUnit {
@@ -369,6 +385,9 @@ impl Default for HiddenUnit {
             bias: f32::NAN,
             reads: Vec::new(),
             writes: Vec::new(),
+            slope: f32::NAN,
+            matching: Vec::new(),
+            matching_left: f64::NAN,
         }
     }
 }

@@ -17,19 +17,23 @@ const ROWS: usize = 30;
 
 /// The overview of all changes: the most changed features, the histogram, prediction against measurement.
 pub(super) fn changes(report: &ChangeReport) -> Markup {
+    overview(report, true)
+}
+
+/// The same; without predictions only what was measured.
+pub(super) fn overview(report: &ChangeReport, predictions: bool) -> Markup {
     let bars = most_changed(&report.features);
     let height = bars.height().clamp(290.0, 420.0);
     html! {
         div.plots {
             (figure(&bars.caption, bars.draw(), html! {
                 span.key.up {} " up, " span.key.down {} " down; with the words on which the feature fires most. "
-                span.key.diamond {} " is what the pullback predicts."
+                @if predictions { span.key.diamond {} " is what the pullback predicts." }
             }))
             (histogram(report, height))
-            (values(report))
-            (ranks(report))
+            @if predictions { (values(report)) (ranks(report)) }
         }
-        p { (agreement(report.agreement_spearman)) }
+        @if predictions { p { (agreement(report.agreement_spearman)) } }
     }
 }
 

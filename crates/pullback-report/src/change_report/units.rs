@@ -15,6 +15,10 @@ pub(super) fn section(report: &ChangeReport) -> Markup {
     if report.hidden_units.is_empty() {
         return html! { p { (super::missing()) } };
     }
+    let matched = report
+        .hidden_units
+        .iter()
+        .any(|unit| !unit.matching.is_empty());
     let cards: HashSet<usize> = report.features.iter().map(|c| c.feature).collect();
     html! {
         p {
@@ -25,16 +29,23 @@ pub(super) fn section(report: &ChangeReport) -> Markup {
             "Numbers in blue lead to a feature’s card."
         }
         table {
-            thead { tr { th scope="col" { "Unit" } th scope="col" { "Reads these features" } th scope="col" { "Writes these features" } } }
+            thead { tr { th scope="col" { "Unit" } th scope="col" { "Reads these features" } th scope="col" { "Writes these features" } @if matched { th scope="col" { "As a sum of few" } } } }
             tbody {
                 @for unit in &report.hidden_units {
                     tr {
                         th scope="row" {
                             (unit.unit)
                             span.aside { "bias " (super::figure_or_missing(f64::from(unit.bias), |v| number::signed(v, 3))) }
+                            @if unit.slope.is_finite() { span.aside { "mean slope " (number::fixed(f64::from(unit.slope), 2)) } }
                         }
                         td data-name="Reads" { (list(&unit.reads, &cards)) }
                         td data-name="Writes" { (list(&unit.writes, &cards)) }
+                        @if matched {
+                            td data-name="As a sum" {
+                                (list(&unit.matching, &cards))
+                                span.aside { (super::figure_or_missing(unit.matching_left, number::percent)) " left" }
+                            }
+                        }
                     }
                 }
             }

@@ -24,7 +24,11 @@ pub struct Passage {
 pub(crate) fn span(store: &ActivationStore, row: u32, around: usize) -> Range<u32> {
     let row = row as usize;
     let first = row - store.position(row) as usize;
-    let last = (first + store.info().context).min(store.len());
+    let mut last = (first + store.info().context).min(store.len());
+    // Of a text in memory, sequences may be shorter than the longest one.
+    while store.sequence(last - 1) != store.sequence(row) {
+        last -= 1;
+    }
     let from = row.saturating_sub(around).max(first);
     let to = row.saturating_add(around).saturating_add(1).min(last);
     from as u32..to as u32

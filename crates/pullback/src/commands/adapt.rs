@@ -12,5 +12,5 @@ pub(crate) enum Command {
     /// Train several bases with matched numbers of parameters and compare loss and readability
     Compare(compare::Arguments),
     /// Pull an adapter back through an autoencoder and read what changed
-    Explain(explain::Arguments),
+    Explain(Box<explain::Arguments>),
 }

@@ -2,6 +2,8 @@
 
 mod page;
 
+pub(crate) use page::example;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -280,7 +282,7 @@ pub(crate) fn run(app: &App, arguments: &Arguments) -> anyhow::Result<()> {
         let mut corpus = vec![0.0; rows.len() * store.info().d];
         store.gather(&rows, &mut corpus);
         let on_corpus = agreement_on(&corpus, &adapter, &sae, control)?;
-        let labels = labels(&explanation, &sae, &store, model, control)?;
+        let labels = words(&of_units(&explanation), &sae, &store, model, control)?;
         Ok((explanation, on_corpus, labels))
     })?;
 
@@ -426,14 +428,8 @@ fn answers(app: &App, model: &Model, adapter: &ResidualAdapter) -> anyhow::Resul
     Ok(answers)
 }
 
-/// A few words that every feature that a hidden unit reads or writes fires on, to name it by.
-fn labels(
-    explanation: &Explanation,
-    sae: &Sae,
-    store: &ActivationStore,
-    model: &Model,
-    control: &Control,
-) -> anyhow::Result<BTreeMap<usize, Vec<String>>> {
+/// Every feature that a hidden unit reads or writes.
+fn of_units(explanation: &Explanation) -> Vec<usize> {
     let named: BTreeSet<usize> = explanation
         .units
         .iter()
@@ -444,13 +440,23 @@ fn labels(
                 .map(|(feature, _)| *feature)
         })
         .collect();
-    let named: Vec<usize> = named.into_iter().collect();
+    named.into_iter().collect()
+}
+
+/// A few words that each of some features fires on, to name it by.
+pub(crate) fn words(
+    features: &[usize],
+    sae: &Sae,
+    store: &ActivationStore,
+    model: &Model,
+    control: &Control,
+) -> anyhow::Result<BTreeMap<usize, Vec<String>>> {
     let pages = FeaturePages {
         examples: 5,
         tokens: 0,
         ..FeaturePages::default()
     };
-    let pages = pages.make(sae, store, model, &named, control)?;
+    let pages = pages.make(sae, store, model, features, control)?;
     Ok(pages
         .iter()
         .map(|page| {

@@ -1,73 +1,111 @@
-//! `pullback adapt explain`: pull an adapter back through an autoencoder and read what changed.
+//! `pullback adapt explain`: read a change of a model through a dictionary, and measure what it does.
+
+mod page;
+mod source;
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
-use anyhow::bail;
 use clap::ValueEnum;
-use pullback_activations::ActivationStore;
 use pullback_adapters::{
-    ChangedFeature, Explanation, ResidualAdapter, built_in_samples, data_digest, explain,
-    explain_on, held_out_answers, read_samples,
+    ChangedFeature, ExplainConfig, ExplainInput, Explanation, Prediction, explain_change,
 };
-use pullback_artifact::write_json;
-use pullback_sae::FeaturePages;
+use pullback_artifact::{
+    Manifest, ParentRef, PartialDir, refuse_existing, write_atomic, write_json,
+};
+use pullback_model::Site;
+use pullback_sae::SAE_KIND;
 use serde::Serialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::context::App;
+use self::source::Source;
+use crate::context::{App, make_room};
 
 /// Options of `adapt explain`.
 #[derive(Debug, clap::Args)]
-#[command(
-    after_help = "Example:\n  pullback adapt explain adapter --sae sae --store store --top 20\n\
-    Change is measured on the held-out answers of the adapter's own pairs, where it is meant to act, or with\n\
-    --on corpus on the store's held-out text."
-)]
+#[command(after_help = "Examples:\n  \
+    pullback adapt explain adapter --sae sae --store store --top 20 -o explanation\n  \
+    pullback adapt explain adapter --sae sae --text novel.txt --json\n  \
+    pullback adapt explain --from smollm2-135m-instruct --to my-fine-tune --sae sae --text novel.txt -o explanation\n\
+    Without --text, the change of an adapter is measured on the held-out part of the data it was trained on, and any other\n\
+    change on the store's held-out text.")]
 pub(crate) struct Arguments {
-    /// An adapter
-    adapter: PathBuf,
-    /// An autoencoder of the same model and site
+    /// An adapter, or LoRA in PEFT's files
+    #[arg(required_unless_present = "from", conflicts_with_all = ["from", "to"])]
+    adapter: Option<PathBuf>,
+    /// Instead of an adapter: the model as it was
+    #[arg(long, value_name = "MODEL", requires = "to", conflicts_with_all = ["model", "data"])]
+    from: Option<String>,
+    /// The model as it became: another checkpoint of the same model
+    #[arg(long, value_name = "MODEL", requires = "from")]
+    to: Option<String>,
+    /// An autoencoder of the same model
     #[arg(long)]
     sae: PathBuf,
-    /// A store of the same model and site: held-out text to measure on, and text for examples
+    /// The site; default: the autoencoder's
+    #[arg(long, value_name = "SITE")]
+    site: Option<Site>,
+    /// Text to measure on: a corpus as for `harvest`, or data as for `adapt train` (then answers count)
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["on", "data"])]
+    text: Option<String>,
+    /// A store of the same model and site: text for examples and densities, and held-out text to measure on; default for
+    /// examples: the text that is measured on
     #[arg(long)]
-    store: PathBuf,
+    store: Option<PathBuf>,
+    /// Without --text: which held-out text the change is measured on
+    #[arg(long, value_enum)]
+    on: Option<On>,
+    /// The data that the adapter was trained on; default: the built-in set
+    #[arg(long, value_name = "FILE")]
+    data: Option<PathBuf>,
     /// How many of the most changed features to interpret
     #[arg(long, default_value_t = 20)]
     top: usize,
-    /// Which held-out text the change is measured on
-    #[arg(long, value_enum, default_value_t = On::Answers)]
-    on: On,
-    /// The pairs that the adapter was trained on; default: the built-in set
-    #[arg(long, value_name = "FILE")]
-    data: Option<PathBuf>,
-    /// The model; default: the one that the store records
+    /// Tokens of text to measure features on, at most
+    #[arg(long, default_value_t = 12_800)]
+    tokens: usize,
+    /// Tokens of it that the loss is measured on, twice for each feature; 0: no loss
+    #[arg(long, default_value_t = 1024, value_name = "TOKENS")]
+    effect_tokens: usize,
+    /// Text is cut into sequences of so many tokens
+    #[arg(long, default_value_t = 128)]
+    context: usize,
+    /// The model that an adapter is for; default: the one that adapter, store or autoencoder records
     #[arg(long)]
     model: Option<String>,
-    /// Write the whole explanation to this file as well
-    #[arg(long, short, value_name = "FILE")]
+    /// Leave the result, the whole explanation and a page in this directory
+    #[arg(long, short, value_name = "DIR")]
     output: Option<PathBuf>,
+    /// Replace the directory if it is there
+    #[arg(long)]
+    force: bool,
 }
 
 /// Held-out text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum On {
-    /// Answers of the held-out pairs
+    /// The held-out part of the data that the adapter was trained on
     Answers,
     /// The store's held-out documents
     Corpus,
 }
 
+/// The `kind` of an explanation's manifest.
+const EXPLANATION_KIND: &str = "explanation";
+
 /// A changed feature as the commands print it.
 #[derive(Serialize)]
 pub(crate) struct PrintedFeature<'a> {
     feature: usize,
-    predicted: f32,
+    predicted: Option<f32>,
     measured: f32,
+    effect_alone: Option<f64>,
+    effect_removed: Option<f64>,
     density: f32,
-    reads: f32,
-    writes: f32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reads: Option<f32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    writes: Option<f32>,
     promoted: Vec<&'a str>,
     suppressed: Vec<&'a str>,
     examples: Vec<PrintedExample<'a>>,
@@ -88,6 +126,8 @@ pub(crate) fn printed(features: &[ChangedFeature]) -> Vec<PrintedFeature<'_>> {
             feature: changed.feature,
             predicted: changed.predicted,
             measured: changed.measured,
+            effect_alone: changed.effect_alone,
+            effect_removed: changed.effect_removed,
             density: changed.density,
             reads: changed.reads,
             writes: changed.writes,
@@ -115,69 +155,132 @@ pub(crate) fn printed(features: &[ChangedFeature]) -> Vec<PrintedFeature<'_>> {
 }
 
 pub(crate) fn run(app: &App, arguments: &Arguments) -> anyhow::Result<()> {
-    let store = ActivationStore::open(&arguments.store)?;
-    let (sae, sae_manifest) = pullback_sae::load(&arguments.sae)?;
-    let (adapter, adapter_manifest) = ResidualAdapter::load(&arguments.adapter)?;
-    let site = store.info().site.to_string();
-    for manifest in [&sae_manifest, &adapter_manifest] {
-        manifest.check_site(&site)?;
-        if let Some(model) = &store.manifest().model {
-            manifest.check_model(model)?;
-        }
+    if let Some(out) = &arguments.output {
+        make_room(out, arguments.force)?;
+        refuse_existing(out)?;
     }
-    let named = app.load_model_of(arguments.model.as_deref(), store.manifest())?;
-    let pages = FeaturePages::default();
-    let (model, control) = (&named.model, &app.control);
-    let adapter = adapter.to_device(model.device());
-    let explanation = match arguments.on {
-        On::Corpus => explain(&adapter, &sae, &store, model, arguments.top, pages, control)?,
-        On::Answers => {
-            let samples = match &arguments.data {
-                Some(path) => read_samples(path)?,
-                None => built_in_samples()?,
-            };
-            if adapter_manifest.config["data"] != data_digest(&samples)? {
-                bail!(
-                    "{} was trained on other pairs: give them with --data, or measure with --on corpus",
-                    arguments.adapter.display()
-                );
-            }
-            let context = adapter_manifest.config["train"]["context"].as_u64();
-            let context = context.map_or(model.config().n_ctx, |context| context as usize);
-            let answers = held_out_answers(model, &samples, adapter.site, context, control)?;
-            explain_on(
-                &answers,
-                &adapter,
-                &sae,
-                &store,
-                model,
-                arguments.top,
-                pages,
-                control,
-            )?
-        }
+    let source = Source::open(app, arguments)?;
+    let config = ExplainConfig {
+        top: arguments.top,
+        effect_tokens: arguments.effect_tokens,
+        ..ExplainConfig::default()
     };
-    if let Some(path) = &arguments.output {
-        write_json(path, &explanation)?;
+    let input = ExplainInput {
+        model: &source.named.model,
+        model_name: &source.named.name,
+        change: source.change(),
+        sae: &source.sae,
+        site: source.site,
+        text: &source.text,
+        store: source.store.as_ref(),
+    };
+    let explanation = explain_change(&input, &config, &app.control)?;
+    let mut result = result(&source, &explanation);
+    if let Some(out) = &arguments.output {
+        let dir = PartialDir::open_replacing(out)?;
+        write_json(&dir.path().join("result.json"), &result)?;
+        write_json(&dir.path().join("explanation.json"), &explanation)?;
+        let page = page::render(app, arguments, &source, &explanation)?;
+        write_atomic(&dir.path().join("report.html"), page.as_bytes())?;
+        dir.finish(manifest(arguments, &source))?;
+        result["report"] = json!(out.join("report.html"));
     }
-    let result = json!({
+    app.print(&result, || describe(arguments, &source, &explanation))
+}
+
+/// What the command prints and keeps as `result.json`.
+fn result(source: &Source, explanation: &Explanation) -> Value {
+    json!({
+        "change": source.kind(),
+        "site": source.site,
+        "text": source.text.name(),
+        "positions": explanation.positions,
         "features": printed(&explanation.features),
+        "prediction": explanation.prediction,
         "agreement_spearman": explanation.agreement_spearman,
         "residual_fraction": explanation.residual_fraction,
-    });
-    app.print(&result, || describe(&explanation))
+        "residual_fraction_dictionary": explanation.residual_fraction_dictionary,
+        "residual_fraction_codes": explanation.residual_fraction_codes,
+        "effects": explanation.effects,
+    })
+}
+
+fn manifest(arguments: &Arguments, source: &Source) -> Manifest {
+    let sae = ParentRef {
+        kind: SAE_KIND.to_owned(),
+        digest: source.sae_manifest.digest(),
+        path: arguments.sae.display().to_string(),
+    };
+    Manifest::new(EXPLANATION_KIND, 0)
+        .with_site(source.site.to_string())
+        .with_model(source.named.reference())
+        .with_parent(sae)
+        .with_config(json!({
+            "adapter": arguments.adapter,
+            "from": arguments.from,
+            "to": arguments.to,
+            "text": source.text.name(),
+            "top": arguments.top,
+            "tokens": arguments.tokens,
+            "effect_tokens": arguments.effect_tokens,
+            "context": arguments.context,
+        }))
+}
+
+/// Where predictions come from, in a sentence.
+fn predicted_by(prediction: Prediction) -> &'static str {
+    match prediction {
+        Prediction::Weights => {
+            "The predicted change of a feature is its density times the first-order change of its pre-activation, \
+             W_enc · W_out · E[h], with h the adapter's hidden activity."
+        }
+        Prediction::Map => {
+            "The predicted change of a feature is the mean change of its code under the adapter's own map; the stream that the map \
+             makes is not encoded again."
+        }
+        Prediction::FirstOrder => {
+            "The predicted change of a feature is its density times W_enc · E[dx/ds], the mean derivative of the stream at the site by \
+             the size s of the change, at zero: what an infinitely small part of the change would do, scaled up."
+        }
+        Prediction::None => "",
+    }
 }
 
 /// The explanation for a person.
-fn describe(explanation: &Explanation) -> String {
+fn describe(arguments: &Arguments, source: &Source, explanation: &Explanation) -> String {
+    let share = |x: Option<f64>| 100.0 * x.unwrap_or(f64::NAN);
     let mut text = format!(
-        "{} features are active on held-out text; prediction and measurement agree with Spearman {:.2}\n\
-         the {} most changed leave {:.0} % of what the adapter writes unexplained\n\n",
+        "{} positions of {}, {} features active at {}\n",
+        explanation.positions,
+        source.text.name(),
         explanation.live.len(),
-        explanation.agreement_spearman.unwrap_or(f64::NAN),
-        explanation.features.len(),
-        100.0 * explanation.residual_fraction.unwrap_or(f64::NAN)
+        source.site
     );
+    // Writing to a string cannot fail.
+    if let Some(rho) = explanation.agreement_spearman {
+        let _ = writeln!(
+            text,
+            "prediction and measurement agree with Spearman {rho:.2}"
+        );
+    }
+    let _ = writeln!(
+        text,
+        "the {} most changed leave {:.0} % of the change unexplained, the change of all codes {:.0} %",
+        explanation.features.len(),
+        share(explanation.residual_fraction),
+        share(explanation.residual_fraction_codes)
+    );
+    if let Some(effects) = &explanation.effects {
+        let _ = writeln!(
+            text,
+            "loss {:.3} -> {:.3}; these features alone {:+.3}, put back {:+.3}",
+            effects.loss_before,
+            effects.loss_after,
+            effects.together_alone,
+            effects.together_removed
+        );
+    }
+    text.push('\n');
     for changed in &explanation.features {
         let tokens: Vec<String> = changed
             .promoted
@@ -185,13 +288,20 @@ fn describe(explanation: &Explanation) -> String {
             .take(6)
             .map(|(token, _)| format!("{token:?}"))
             .collect();
-        // Writing to a string cannot fail.
+        let predicted = changed
+            .predicted
+            .map_or_else(String::new, |x| format!(" (predicted {x:+.3})"));
+        let effect = changed
+            .effect_alone
+            .zip(changed.effect_removed)
+            .map_or_else(String::new, |(alone, removed)| {
+                format!("  loss alone {alone:+.4}, put back {removed:+.4}")
+            });
         let _ = writeln!(
             text,
-            "feature {:>6}  change {:+.3} (predicted {:+.3})  active on {:.2} %  promotes {}",
+            "feature {:>6}  change {:+.3}{predicted}{effect}  active on {:.2} %  promotes {}",
             changed.feature,
             changed.measured,
-            changed.predicted,
             100.0 * changed.density,
             tokens.join(" ")
         );
@@ -203,6 +313,9 @@ fn describe(explanation: &Explanation) -> String {
                 .join(" ");
             let _ = writeln!(text, "    {:>7.1}  {line}", example.activation);
         }
+    }
+    if let Some(out) = &arguments.output {
+        let _ = writeln!(text, "{}", out.join("report.html").display());
     }
     text
 }

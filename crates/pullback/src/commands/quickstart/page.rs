@@ -19,7 +19,10 @@ fn report(story: &Story<'_>) -> ChangeReport {
     let of = |feature: &u32| {
         let feature = *feature as usize;
         (
-            explanation.predicted[feature],
+            explanation
+                .predicted
+                .as_ref()
+                .map_or(f32::NAN, |all| all[feature]),
             explanation.measured[feature],
         )
     };
@@ -143,19 +146,21 @@ fn card(place: usize, changed: &ChangedFeature) -> FeatureCard {
     FeatureCard {
         feature: changed.feature,
         rank: place + 1,
-        predicted: changed.predicted,
+        predicted: changed.predicted.unwrap_or(f32::NAN),
         measured: changed.measured,
+        effect_alone: changed.effect_alone.unwrap_or(f64::NAN),
+        effect_removed: changed.effect_removed.unwrap_or(f64::NAN),
         density: changed.density,
         promoted: changed.promoted.clone(),
         suppressed: changed.suppressed.clone(),
         examples: changed.examples.iter().map(example).collect(),
-        reads: changed.reads,
-        writes: changed.writes,
+        reads: changed.reads.unwrap_or(f32::NAN),
+        writes: changed.writes.unwrap_or(f32::NAN),
     }
 }
 
 /// An example as the page has it.
-pub(super) fn example(example: &pullback_sae::Example) -> Example {
+pub(crate) fn example(example: &pullback_sae::Example) -> Example {
     Example {
         before: example.before.clone(),
         token: example.token.clone(),
@@ -177,6 +182,7 @@ fn hidden_unit(story: &Story<'_>, unit: &HiddenUnit) -> change_report::HiddenUni
         bias: unit.bias,
         reads: unit.reads.iter().map(named).collect(),
         writes: unit.writes.iter().map(named).collect(),
+        ..change_report::HiddenUnit::default()
     }
 }
 
