@@ -12,6 +12,7 @@ use burn::tensor::{Tensor, TensorData};
 use pullback_activations::ActivationStore;
 use pullback_artifact::{Control, ModelRef};
 use pullback_model::{Model, Site};
+use pullback_sae::interpret::{Explainer, InterpretConfig, Interpretation, interpret};
 use pullback_sae::{Dictionary, Example, FeaturePages, Sae};
 use serde::{Deserialize, Serialize};
 
@@ -58,6 +59,18 @@ pub struct ChangedFeature {
     pub suppressed: Vec<(String, f32)>,
     /// Its strongest activations in the corpus.
     pub examples: Vec<Example>,
+    /// What it responds to in words, if an explainer was asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub words: Option<Interpretation>,
+}
+
+/// Who is asked for words, and how.
+#[derive(Clone, Copy)]
+pub struct Words<'a> {
+    /// The explainer.
+    pub explainer: &'a dyn Explainer,
+    /// How texts are chosen.
+    pub config: InterpretConfig,
 }
 
 /// What [`explain()`], [`explain_on`] and [`explain_change`] return.
@@ -216,9 +229,8 @@ pub fn explain_on(
         ..ExplainConfig::default()
     };
     let positions = activations.len() / adapter.d();
-    seen.explanation((sae, store, model), positions, &config, control, |_| {
-        Ok(None)
-    })
+    let parts = (sae, store, model);
+    seen.explanation(parts, positions, (&config, None), control, |_| Ok(None))
 }
 
 /// Spearman's rank correlation of predicted and measured change on some activations `[n, d]` of the site.
@@ -246,6 +258,19 @@ pub fn agreement_on(
 pub fn explain_change(
     input: &ExplainInput<'_>,
     config: &ExplainConfig,
+    control: &Control,
+) -> Result<Explanation, AdapterError> {
+    explain_in_words(input, config, None, control)
+}
+
+/// As [`explain_change`], with the features that changed most also put into words, from the texts that examples come from.
+///
+/// # Errors
+/// As [`explain_change`], and those of the explainer.
+pub fn explain_in_words(
+    input: &ExplainInput<'_>,
+    config: &ExplainConfig,
+    words: Option<Words<'_>>,
     control: &Control,
 ) -> Result<Explanation, AdapterError> {
     let (model, sae, site, text) = (input.model, input.sae, input.site, input.text);
@@ -313,7 +338,7 @@ pub fn explain_change(
         Change::Checkpoint(_) => Seen::plain(measured, Prediction::None, None),
     };
     let parts = (sae, input.store.unwrap_or(&own), model);
-    seen.explanation(parts, rows.len(), config, control, |features| {
+    seen.explanation(parts, rows.len(), (config, words), control, |features| {
         let (mut count, mut tokens) = (0, 0);
         while count < sequences.len() && tokens < config.effect_tokens {
             tokens += sequences[count].ids.len();
@@ -447,7 +472,7 @@ impl<'a> Seen<'a> {
         self,
         (sae, store, model): (&Sae, &ActivationStore, &Model),
         positions: usize,
-        config: &ExplainConfig,
+        (config, words): (&ExplainConfig, Option<Words<'_>>),
         control: &Control,
         effects: impl FnOnce(&[usize]) -> Result<Option<(Effects, Vec<Effect>)>, AdapterError>,
     ) -> Result<Explanation, AdapterError> {
@@ -456,7 +481,16 @@ impl<'a> Seen<'a> {
         chosen.truncate(config.top);
         let (effects, of_features) = effects(&chosen)?.unzip();
         let pages = config.pages.make(sae, store, model, &chosen, control)?;
-        let features = pages.into_iter().enumerate().map(|(place, page)| {
+        let said: Vec<Option<Interpretation>> = match words {
+            Some(Words { explainer, config }) => {
+                let parts = (store, model);
+                let said = interpret(sae, parts, &chosen, explainer, &config, control)?;
+                said.into_iter().map(Some).collect()
+            }
+            None => vec![None; chosen.len()],
+        };
+        let pages = pages.into_iter().zip(said).enumerate();
+        let features = pages.map(|(place, (page, words))| {
             let feature = page.feature;
             let effect = of_features.as_ref().map(|all: &Vec<Effect>| all[place]);
             let residual = self.residual.as_ref();
@@ -476,6 +510,7 @@ impl<'a> Seen<'a> {
                 promoted: page.promoted,
                 suppressed: page.suppressed,
                 examples: page.examples,
+                words,
             }
         });
         let features: Vec<ChangedFeature> = features.collect();

@@ -28,8 +28,8 @@ pub use compare::{CompareConfig, CompareInput, ComparedRow, DataSet, compare};
 pub use error::AdapterError;
 pub use explain::{
     Change, ChangedFeature, Decomposition, Effects, ExplainConfig, ExplainInput, Explanation,
-    FeatureJacobian, HeldOutText, HiddenUnit, Matching, Prediction, TextSequence, agreement_on,
-    explain, explain_change, explain_on, matching_pursuit,
+    FeatureJacobian, HeldOutText, HiddenUnit, Matching, Prediction, TextSequence, Words,
+    agreement_on, explain, explain_change, explain_in_words, explain_on, matching_pursuit,
 };
 pub use feature::FeatureAdapter;
 pub use feature::map::{Decoder, Projected, Support};

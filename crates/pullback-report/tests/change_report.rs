@@ -335,6 +335,8 @@ fn full(text: impl Fn(usize) -> String, value: impl Fn(usize) -> f64) -> ChangeR
                     .collect(),
                 reads: figure(i),
                 writes: figure(i + 3),
+                words: text(i),
+                scores: vec![(text(i + 1), f64::from(figure(i)), f64::from(figure(i + 1)))],
                 effect_alone: f64::from(figure(i)),
                 effect_removed: f64::from(figure(i + 1)),
             })

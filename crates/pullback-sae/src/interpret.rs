@@ -53,6 +53,20 @@ pub trait Explainer {
     fn agrees(&self, messages: &[Message]) -> Result<f64, SaeError>;
 }
 
+impl<E: Explainer + ?Sized> Explainer for &E {
+    fn name(&self) -> String {
+        (**self).name()
+    }
+
+    fn complete(&self, messages: &[Message], most: usize) -> Result<String, SaeError> {
+        (**self).complete(messages, most)
+    }
+
+    fn agrees(&self, messages: &[Message]) -> Result<f64, SaeError> {
+        (**self).agrees(messages)
+    }
+}
+
 /// How features are interpreted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InterpretConfig {

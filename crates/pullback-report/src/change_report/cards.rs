@@ -119,6 +119,7 @@ fn card(card: &FeatureCard, id: Option<&str>) -> Markup {
                     @if effect.is_finite() { (fact(name, effect as f32, |v| format!("{} nats", number::signed(v, 2)))) }
                 }
             }
+            @if !card.words.is_empty() { (in_words(card)) }
             (fires_on(&card.peak_words(5)))
             (chips("Promotes", "+", "up", &card.promoted))
             (chips("Suppresses", "−", "down", &card.suppressed))
@@ -132,6 +133,19 @@ fn card(card: &FeatureCard, id: Option<&str>) -> Markup {
                         (examples(folded, strongest))
                     }
                 }
+            }
+        }
+    }
+}
+
+/// What a language model says of it, and how far that goes.
+fn in_words(card: &FeatureCard) -> Markup {
+    html! {
+        p.words { q { (plain(&card.words)) } }
+        @for (name, own, other) in &card.scores {
+            p.aside {
+                (name) ": " (number::fixed(*own, 2))
+                @if other.is_finite() { ", with another feature’s words " (number::fixed(*other, 2)) }
             }
         }
     }

@@ -254,6 +254,10 @@ pub struct FeatureCard {
     /// activity, signed.
     #[serde(deserialize_with = "lenient::figure")]
     pub writes: f32,
+    /// What it responds to, in the words of a language model; empty where none was asked.
+    pub words: String,
+    /// How well the words tell texts apart: the name of the score, with these words, with another feature's.
+    pub scores: Vec<(String, f64, f64)>,
 }
 
 impl FeatureCard {
@@ -317,6 +321,8 @@ impl Default for FeatureCard {
             examples: Vec::new(),
             reads: f32::NAN,
             writes: f32::NAN,
+            words: String::new(),
+            scores: Vec::new(),
         }
     }
 }

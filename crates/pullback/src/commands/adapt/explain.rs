@@ -2,23 +2,26 @@
 
 mod page;
 mod source;
+mod words;
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use clap::ValueEnum;
 use pullback_adapters::{
-    ChangedFeature, ExplainConfig, ExplainInput, Explanation, Prediction, explain_change,
+    ChangedFeature, ExplainConfig, ExplainInput, Explanation, Prediction, Words, explain_in_words,
 };
 use pullback_artifact::{
     Manifest, ParentRef, PartialDir, refuse_existing, write_atomic, write_json,
 };
 use pullback_model::Site;
 use pullback_sae::SAE_KIND;
+use pullback_sae::interpret::{InterpretConfig, Score};
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use self::source::Source;
+use self::words::{Asked, Trust};
 use crate::context::{App, make_room};
 
 /// Options of `adapt explain`.
@@ -70,6 +73,13 @@ pub(crate) struct Arguments {
     /// Text is cut into sequences of so many tokens
     #[arg(long, default_value_t = 128)]
     context: usize,
+    /// Put the listed features into words, by a model (its name or path; the explained one's own name is allowed) or a server
+    /// that speaks OpenAI's chat protocol (http://localhost:8080/v1; its key in OPENAI_API_KEY)
+    #[arg(long, value_name = "MODEL|URL")]
+    explainer: Option<String>,
+    /// The model that the server is to use
+    #[arg(long, value_name = "NAME")]
+    explainer_model: Option<String>,
     /// The model that an adapter is for; default: the one that adapter, store or autoencoder records
     #[arg(long)]
     model: Option<String>,
@@ -109,6 +119,17 @@ pub(crate) struct PrintedFeature<'a> {
     promoted: Vec<&'a str>,
     suppressed: Vec<&'a str>,
     examples: Vec<PrintedExample<'a>>,
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    words: Option<PrintedWords<'a>>,
+}
+
+#[derive(Serialize)]
+struct PrintedWords<'a> {
+    explanation: &'a str,
+    detection: Option<Score>,
+    detection_exchanged: Option<Score>,
+    fuzzing: Option<Score>,
+    fuzzing_exchanged: Option<Score>,
 }
 
 #[derive(Serialize)]
@@ -150,6 +171,13 @@ pub(crate) fn printed(features: &[ChangedFeature]) -> Vec<PrintedFeature<'_>> {
                     activation: example.activation,
                 })
                 .collect(),
+            words: changed.words.as_ref().map(|words| PrintedWords {
+                explanation: &words.explanation,
+                detection: words.detection,
+                detection_exchanged: words.detection_exchanged,
+                fuzzing: words.fuzzing,
+                fuzzing_exchanged: words.fuzzing_exchanged,
+            }),
         })
         .collect()
 }
@@ -159,7 +187,18 @@ pub(crate) fn run(app: &App, arguments: &Arguments) -> anyhow::Result<()> {
         make_room(out, arguments.force)?;
         refuse_existing(out)?;
     }
+    words::check(arguments)?;
     let source = Source::open(app, arguments)?;
+    let own = (&source.named.model, source.named.name.as_str());
+    let asked = Asked::open(app, arguments, own.1)?;
+    let explainer = match &asked {
+        Some(asked) => Some(asked.explainer(own)?),
+        None => None,
+    };
+    let words = explainer.as_ref().map(|explainer| Words {
+        explainer: &**explainer,
+        config: InterpretConfig::default(),
+    });
     let config = ExplainConfig {
         top: arguments.top,
         effect_tokens: arguments.effect_tokens,
@@ -174,7 +213,7 @@ pub(crate) fn run(app: &App, arguments: &Arguments) -> anyhow::Result<()> {
         text: &source.text,
         store: source.store.as_ref(),
     };
-    let explanation = explain_change(&input, &config, &app.control)?;
+    let explanation = explain_in_words(&input, &config, words, &app.control)?;
     let mut result = result(&source, &explanation);
     if let Some(out) = &arguments.output {
         let dir = PartialDir::open_replacing(out)?;
@@ -202,6 +241,7 @@ fn result(source: &Source, explanation: &Explanation) -> Value {
         "residual_fraction_dictionary": explanation.residual_fraction_dictionary,
         "residual_fraction_codes": explanation.residual_fraction_codes,
         "effects": explanation.effects,
+        "words": Trust::of(explanation),
     })
 }
 
@@ -305,6 +345,16 @@ fn describe(arguments: &Arguments, source: &Source, explanation: &Explanation) -
             100.0 * changed.density,
             tokens.join(" ")
         );
+        if let Some(words) = &changed.words {
+            let auc = |score: Option<Score>| score.map_or(f64::NAN, |score| score.auc);
+            let _ = writeln!(
+                text,
+                "    “{}”  detection {:.2}, fuzzing {:.2}",
+                words.explanation,
+                auc(words.detection),
+                auc(words.fuzzing)
+            );
+        }
         for example in changed.examples.iter().take(2) {
             let line = example
                 .text
@@ -313,6 +363,9 @@ fn describe(arguments: &Arguments, source: &Source, explanation: &Explanation) -
                 .join(" ");
             let _ = writeln!(text, "    {:>7.1}  {line}", example.activation);
         }
+    }
+    if let Some(trust) = Trust::of(explanation) {
+        let _ = writeln!(text, "{}", trust.sentence());
     }
     if let Some(out) = &arguments.output {
         let _ = writeln!(text, "{}", out.join("report.html").display());

@@ -156,6 +156,7 @@ fn card(place: usize, changed: &ChangedFeature) -> FeatureCard {
         examples: changed.examples.iter().map(example).collect(),
         reads: changed.reads.unwrap_or(f32::NAN),
         writes: changed.writes.unwrap_or(f32::NAN),
+        ..FeatureCard::default()
     }
 }
 

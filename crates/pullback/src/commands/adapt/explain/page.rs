@@ -7,6 +7,7 @@ use pullback_report::change_report::{
     AdapterFacts, ChangeExplanation, ChangeReport, FeatureCard, HiddenUnit, LossFigures,
     ModelFacts, SaeFacts, UnitFeature, render_explanation,
 };
+use pullback_sae::interpret::Interpretation;
 use pullback_sae::{Dictionary, Sae};
 
 use super::source::Source;
@@ -129,7 +130,26 @@ fn card(place: usize, changed: &ChangedFeature) -> FeatureCard {
         examples: changed.examples.iter().map(example).collect(),
         reads: changed.reads.unwrap_or(f32::NAN),
         writes: changed.writes.unwrap_or(f32::NAN),
+        words: changed
+            .words
+            .as_ref()
+            .map_or_else(String::new, |words| words.explanation.clone()),
+        scores: changed.words.as_ref().map_or_else(Vec::new, scores),
     }
+}
+
+/// Scores of words as a card shows them.
+fn scores(words: &Interpretation) -> Vec<(String, f64, f64)> {
+    let both = [
+        ("Detection", words.detection, words.detection_exchanged),
+        ("Fuzzing", words.fuzzing, words.fuzzing_exchanged),
+    ];
+    both.into_iter()
+        .filter_map(|(name, own, other)| {
+            let other = other.map_or(f64::NAN, |score| score.auc);
+            Some((name.to_owned(), own?.auc, other))
+        })
+        .collect()
 }
 
 /// Predicted and measured change of live features.
@@ -262,6 +282,9 @@ fn caveats(explanation: &Explanation) -> Vec<String> {
         "An effect on the loss is one of this text; on another a feature may do nothing, or the opposite.".to_owned(),
         "A list of tokens and examples suggests a meaning; it does not prove that the model uses the feature that way.".to_owned(),
     ];
+    if let Some(trust) = super::words::Trust::of(explanation) {
+        caveats.push(trust.sentence());
+    }
     if let Some(share) = explanation.residual_fraction_codes {
         caveats.push(format!(
             "The dictionary sees the change only in part: taking away what the change of all codes makes leaves {:.0} % of its mean \
