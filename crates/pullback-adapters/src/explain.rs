@@ -479,7 +479,6 @@ impl<'a> Seen<'a> {
             }
         });
         let features: Vec<ChangedFeature> = features.collect();
-        control.check()?;
         let all: Vec<usize> = (0..sae.n_features()).collect();
         Ok(Explanation {
             features,

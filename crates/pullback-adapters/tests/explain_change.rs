@@ -142,7 +142,7 @@ fn steering(model: &Model, sae: &Sae) -> Vec<Adapter> {
             Support::Sparse {
                 pairs: vec![(from, to)],
             },
-            vec![vec![1.0]],
+            vec![vec![3.0]],
         ),
         over_features(
             sae,
@@ -151,7 +151,7 @@ fn steering(model: &Model, sae: &Sae) -> Vec<Adapter> {
                 read: vec![(from, 0)],
                 write: vec![(to, 0)],
             },
-            vec![vec![2.0], vec![0.5]],
+            vec![vec![2.0], vec![1.5]],
         ),
         Adapter::Lora(writing(model, sae)),
     ]
@@ -392,7 +392,7 @@ fn first_order_predictions_are_those_of_the_exact_derivative() {
     let (model, sae) = (tiny(), tied(3, 12));
     let text = text(&model);
     let mut parts = Parts::random(4, D, 3);
-    parts.w_out.iter_mut().for_each(|x| *x *= 0.2);
+    parts.w_out.iter_mut().for_each(|x| *x *= 0.4);
     let mut adapter = parts.adapter(Activation::Silu, &Device::flex(), DType::F32);
     adapter.site = Site::resid_post(0);
     let mut mean = vec![0.0_f64; D];
