@@ -36,7 +36,9 @@ fn tied(seed: u64, k: usize) -> Sae {
     let mut rows = random(seed, M * D);
     for row in rows.chunks_exact_mut(D) {
         let length = row.iter().map(|x| x * x).sum::<f32>().sqrt();
-        row.iter_mut().for_each(|x| *x /= length);
+        for x in row {
+            *x /= length;
+        }
     }
     Sae::top_k(k, rows.clone(), vec![0.0; M], rows, vec![0.0; D]).unwrap()
 }
@@ -392,7 +394,9 @@ fn first_order_predictions_are_those_of_the_exact_derivative() {
     let (model, sae) = (tiny(), tied(3, 12));
     let text = text(&model);
     let mut parts = Parts::random(4, D, 3);
-    parts.w_out.iter_mut().for_each(|x| *x *= 0.4);
+    for x in &mut parts.w_out {
+        *x *= 0.4;
+    }
     let mut adapter = parts.adapter(Activation::Silu, &Device::flex(), DType::F32);
     adapter.site = Site::resid_post(0);
     let mut mean = vec![0.0_f64; D];
@@ -494,9 +498,9 @@ fn maps_over_features_predict_their_own_mean_change() {
         let found = explained(&model, Change::Adapter(&adapter), &sae);
         assert_eq!(found.prediction, Prediction::Map);
         let mut all = vec![0.0; M];
-        expected
-            .into_iter()
-            .for_each(|(feature, x)| all[feature as usize] = x);
+        for (feature, x) in expected {
+            all[feature as usize] = x;
+        }
         assert_close(&found.predicted.unwrap(), &all, 1e-5);
         // Through another dictionary the map means nothing.
         let other = explained(&model, Change::Adapter(&adapter), &tied(8, 12));

@@ -169,7 +169,16 @@ fn every_change_is_explained() {
     let at = dir.path();
     let explain = |change: &[&str], more: &[&str]| {
         let rest = ["--sae", "sae", "--top", "3", "--json"];
-        parsed(at, &[&["adapt", "explain"], change, &rest, more].concat())
+        let named = ["--model", &model];
+        let named = if change[0] == "--from" {
+            &[][..]
+        } else {
+            &named
+        };
+        parsed(
+            at,
+            &[&["adapt", "explain"], change, &rest, named, more].concat(),
+        )
     };
     let is_whole = |result: &Value, predicted: bool| {
         let features = result["features"].as_array().unwrap();
@@ -279,11 +288,14 @@ fn explanations_of_what_does_not_belong_together_are_refused() {
     );
     let refused = |change: &[&str], more: &[&str], words: &[&str]| {
         let rest = ["--sae", "sae"];
-        fails(
-            at,
-            &[&["adapt", "explain"], change, &rest, more].concat(),
-            words,
-        );
+        let named = ["--model", &model];
+        let named = if change[0] == "--from" {
+            &[][..]
+        } else {
+            &named
+        };
+        let all = [&["adapt", "explain"], change, &rest, named, more].concat();
+        fails(at, &all, words);
     };
     let words = ["--text", "corpus/3.txt"];
     refused(&["high"], &words, &["blocks.2.hook_resid_post", "above"]);

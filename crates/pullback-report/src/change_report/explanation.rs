@@ -1,5 +1,7 @@
 //! The page of one explanation: what a change of a model, of whatever kind, does to features and to the loss.
 
+use std::collections::BTreeMap;
+
 use maud::{Markup, html};
 
 use super::cards;
@@ -36,6 +38,8 @@ pub struct ChangeExplanation {
     /// How the shown features feed each other through a nonlinear adapter: the largest entries, as from, to, by the weights
     /// alone, averaged over the text.
     pub paths: Vec<(usize, usize, f32, f32)>,
+    /// A few words that features fire on, for those that have no card.
+    pub words: BTreeMap<usize, Vec<String>>,
 }
 
 /// Losses in nats a token.
@@ -159,12 +163,14 @@ fn features(page: &ChangeExplanation) -> Markup {
 /// A feature with the words it fires on, and a link where it has a card.
 fn named(page: &ChangeExplanation, feature: usize) -> Markup {
     let cards = &page.report.features;
-    let Some(card) = cards.iter().find(|card| card.feature == feature) else {
-        return html! { span.num { (feature) } };
+    let card = cards.iter().find(|card| card.feature == feature);
+    let words = match card {
+        Some(card) => card.peak_words(3),
+        None => page.words.get(&feature).cloned().unwrap_or_default(),
     };
     html! {
-        a.num href={ "#f" (feature) } { (feature) }
-        " " span.tokens { @for word in card.peak_words(3) { span.chip.plain { (token(&head(&word, 24))) } } }
+        @if card.is_some() { a.num href={ "#f" (feature) } { (feature) } } @else { span.num { (feature) } }
+        " " span.tokens { @for word in &words { span.chip.plain { (token(&head(word, 24))) } } }
     }
 }
 
@@ -219,7 +225,10 @@ fn loss(page: &ChangeExplanation) -> Markup {
 
 fn apart(page: &ChangeExplanation) -> Markup {
     html! {
-        p { (plain(&page.prediction)) " Furthest off, by the distance of prediction and measurement, are:" }
+        p {
+            "Prediction and measurement are two figures for the same thing, and where they differ the prediction has left something out: "
+            "features compete for being active, and the change is not small. Furthest off, by the distance of the two, are:"
+        }
         @if page.apart.is_empty() { p { (super::missing()) } } @else {
             table {
                 thead { tr { th { "Feature" } th { "predicted" } th { "measured" } th { "off by" } } }
@@ -285,7 +294,7 @@ fn stream(page: &ChangeExplanation) -> Markup {
             }
         }
         p {
-            "The mean change of the stream, the same at every position, can be written as a sum of few decoder rows with factors above zero "
+            "The mean of the change over all positions can be written as a sum of few decoder rows with factors above zero "
             "(non-negative matching pursuit). Features whose direction it adds:"
         }
         div.two {

@@ -101,6 +101,7 @@ pub(super) fn render(
         added: matching(&explanation.decomposition.added),
         removed: matching(&explanation.decomposition.removed),
         paths: paths(explanation),
+        words: labels,
     }))
 }
 
@@ -186,6 +187,10 @@ fn labels(
                 .map(|(feature, _)| *feature),
         );
     }
+    let sums = &explanation.decomposition;
+    let terms = sums.added.terms.iter().chain(&sums.removed.terms);
+    named.extend(terms.map(|(feature, _)| *feature));
+    named.extend(apart(explanation).iter().map(|(feature, ..)| *feature));
     match &source.store {
         Some(store) => {
             let named: Vec<usize> = named.into_iter().collect();
