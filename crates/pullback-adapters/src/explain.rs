@@ -238,7 +238,7 @@ pub fn agreement_on(
 /// changed most what their change does to the loss.
 ///
 /// The first position of each sequence and rows whose norm is more than ten times the median (attention sinks) are left out
-/// of all means of features, and no feature is changed there. The cost of the losses is that of `2·(top + 2)` runs of the
+/// of all means of features, and no feature is changed there. The cost of the losses is that of `2·(top + 3)` runs of the
 /// layers above the site, less the sequences in which a feature does not change.
 ///
 /// # Errors

@@ -375,17 +375,26 @@ fn effects_are_those_of_running_the_model_by_hand() {
             largest > 1e-3,
             "case {number}: nothing has an effect: {largest}"
         );
-        // Together: the sum of all listed shifts.
-        let mut shift = none.clone();
-        for feature in &found.features {
-            let own = shift_of(&sae, &text, [&x, &y], feature.feature, 1.0);
-            shift.iter_mut().zip(own).for_each(|(sum, x)| *sum += x);
+        // Together: the sums of all listed shifts, and of all there are.
+        let listed = found.features.iter().map(|feature| feature.feature);
+        let (listed, all): (Vec<usize>, Vec<usize>) = (listed.collect(), (0..M).collect());
+        for (features, alone, removed) in [
+            (listed, effects.together_alone, effects.together_removed),
+            (all, effects.codes_alone, effects.codes_removed),
+        ] {
+            let sum = |sign: f32| {
+                let mut sum = none.clone();
+                for &feature in &features {
+                    let own = shift_of(&sae, &text, [&x, &y], feature, sign);
+                    sum.iter_mut().zip(own).for_each(|(sum, x)| *sum += x);
+                }
+                sum
+            };
+            let by_hand = loss_by_hand(&model, &text, &[], (site, &sum(1.0))) - before;
+            assert!((alone - by_hand).abs() < 2e-5, "case {number}");
+            let by_hand = loss_by_hand(changed, &text, &edits, (site, &sum(-1.0))) - after;
+            assert!((removed - by_hand).abs() < 2e-5, "case {number}");
         }
-        let together = loss_by_hand(&model, &text, &[], (site, &shift)) - before;
-        assert!(
-            (effects.together_alone - together).abs() < 2e-5,
-            "case {number}"
-        );
     }
 }
 

@@ -198,7 +198,7 @@ fn every_change_is_explained() {
                 assert!(feature[key].is_array(), "{key}: {feature}");
             }
         }
-        assert!(result["residual_fraction"].is_number());
+        assert_eq!(result["residual_fraction"].is_number(), predicted);
         assert!(result["effects"]["loss_after"].is_number());
     };
     for (basis, prediction) in [
@@ -247,7 +247,7 @@ fn every_change_is_explained() {
     let whole: Value = serde_json::from_str(&read("explanation.json")).unwrap();
     assert_eq!(whole["measured"].as_array().unwrap().len(), 64);
     let page = read("report.html");
-    assert!(page.starts_with("<!DOCTYPE html>") && !page.contains("http"));
+    assert!(page.starts_with("<!DOCTYPE html>") && !page.contains("http://"));
     let shown = parsed(at, &["show", "out", "--verify", "--json"]);
     assert_eq!(shown["manifest"]["kind"], "explanation");
     let change = ["--change", "out/explanation.json", "--limit", "2"];
@@ -255,7 +255,7 @@ fn every_change_is_explained() {
         "sae", "features", "sae", "--store", "store", "--model", &model,
     ];
     text(at, &[&features[..], &change].concat());
-    // Two checkpoints: the same weights in two files.
+    // Two checkpoints: the same weights in two files, so that nothing changes at all.
     let other = fixture("pullback-model/tests/fixtures/tiny-llama");
     let checkpoints = ["--from", &model, "--to", &other];
     let same = explain(&checkpoints, &["--text", "corpus/3.txt"]);

@@ -55,6 +55,10 @@ pub struct LossFigures {
     pub together_alone: f64,
     /// Change when all shown features are restored in the model as it became.
     pub together_removed: f64,
+    /// Change when the change of all codes is applied to the model as it was.
+    pub codes_alone: f64,
+    /// Change when all codes are restored in the model as it became.
+    pub codes_removed: f64,
 }
 
 /// The whole page as HTML.
@@ -215,6 +219,11 @@ fn loss(page: &ChangeExplanation) -> Markup {
             "The two need not be opposite: features act together, and the layers above are not linear. "
             "All shown features together change the loss by " strong { (nats(loss.together_alone)) } " alone, and by "
             strong { (nats(loss.together_removed)) } " when they are put back."
+        }
+        p {
+            "For comparison the change of " em { "all" } " features of the dictionary, which is all that it sees of the change: alone it changes "
+            "the loss by " strong { (nats(loss.codes_alone)) } ", put back by " strong { (nats(loss.codes_removed)) }
+            ". What the whole change does beyond that goes past the dictionary."
         }
         div.plots {
             (bars("effect-alone", "Applied alone", |card| card.effect_alone))

@@ -273,11 +273,13 @@ fn describe(arguments: &Arguments, source: &Source, explanation: &Explanation) -
     if let Some(effects) = &explanation.effects {
         let _ = writeln!(
             text,
-            "loss {:.3} -> {:.3}; these features alone {:+.3}, put back {:+.3}",
+            "loss {:.3} -> {:.3}; these features alone {:+.3}, put back {:+.3}; all features alone {:+.3}, put back {:+.3}",
             effects.loss_before,
             effects.loss_after,
             effects.together_alone,
-            effects.together_removed
+            effects.together_removed,
+            effects.codes_alone,
+            effects.codes_removed
         );
     }
     text.push('\n');

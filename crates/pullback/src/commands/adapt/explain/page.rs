@@ -94,6 +94,8 @@ pub(super) fn render(
             after: effects.loss_after,
             together_alone: effects.together_alone,
             together_removed: effects.together_removed,
+            codes_alone: effects.codes_alone,
+            codes_removed: effects.codes_removed,
         }),
         apart: apart(explanation),
         residual_dictionary: nan(explanation.residual_fraction_dictionary),
