@@ -327,3 +327,86 @@ fn explanations_of_what_does_not_belong_together_are_refused() {
         &["--tokens is 0"],
     );
 }
+
+#[test]
+fn merged_adapters_are_composed_ones() {
+    let (dir, model) = place();
+    let at = dir.path();
+    let sae: &[&str] = &["--sae", "sae"];
+    for (basis, own) in [("lora", &["--matrices", "q,down"][..]), ("bias", sae)] {
+        let names = ["a", "b"].map(|name| format!("{basis}-{name}"));
+        for (seed, name) in names.iter().enumerate() {
+            let seed = (7 + 3 * seed).to_string();
+            let steps = (4 + 2 * name.len()).to_string();
+            let first = [
+                "adapt",
+                "train",
+                &model,
+                "--basis",
+                basis,
+                "--data",
+                "data.jsonl",
+            ];
+            let rest = ["--site", "1.resid_post", "--seed", &seed, "--steps", &steps];
+            text(at, &[&first[..], &rest, own, &["-o", name]].concat());
+        }
+        let [a, b] = &names;
+        let merge = [
+            "adapt", "merge", a, b, "--model", &model, "--json", "-o", basis,
+        ];
+        let scales = ["--scale", "1", "--scale", "0.5"];
+        let merged = parsed(at, &[&merge[..], &scales].concat());
+        assert_eq!(merged["basis"], basis);
+        let next = |adapters: &[&str]| {
+            let run = ["run", &model, "--prompt", "the sea", "--json"];
+            parsed(at, &[&run[..], adapters].concat())
+        };
+        let composed = next(&[
+            "--adapter",
+            a,
+            "--adapter",
+            b,
+            "--adapter-scale",
+            "1",
+            "--adapter-scale",
+            "0.5",
+        ]);
+        let one = next(&["--adapter", basis]);
+        let logits = |result: &Value| -> Vec<(u64, f64)> {
+            let mut all: Vec<(u64, f64)> = result["next"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|token| {
+                    (
+                        token["id"].as_u64().unwrap(),
+                        token["logit"].as_f64().unwrap(),
+                    )
+                })
+                .collect();
+            all.sort_by_key(|(id, _)| *id);
+            all
+        };
+        let (one, composed) = (logits(&one), logits(&composed));
+        assert!(!one.is_empty() && one.len() == composed.len());
+        for (x, y) in one.iter().zip(&composed) {
+            assert_eq!(x.0, y.0, "{basis}");
+            assert!((x.1 - y.1).abs() < 1e-4, "{basis}: {x:?} {y:?}");
+        }
+        assert_ne!(one, logits(&next(&["--adapter", a])));
+        text(at, &["show", basis, "--verify"]);
+    }
+    let mixed = [
+        "adapt", "merge", "lora", "bias", "--model", &model, "-o", "mixed",
+    ];
+    fails(at, &mixed, &["lora", "bias", "different"]);
+    let merge = [
+        "adapt", "merge", "lora", "lora", "--model", &model, "-o", "mixed",
+    ];
+    let scales = ["--scale", "1", "--scale", "1", "--scale", "1"];
+    fails(
+        at,
+        &[&merge[..], &scales].concat(),
+        &["3 times", "2 adapters"],
+    );
+}

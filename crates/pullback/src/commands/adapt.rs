@@ -1,6 +1,7 @@
 //! `pullback adapt`: learned changes, pulled back and read.
 
 pub(crate) mod explain;
+pub(crate) mod merge;
 pub(crate) mod train;
 
 /// Commands under `adapt`.
@@ -8,6 +9,8 @@ pub(crate) mod train;
 pub(crate) enum Command {
     /// Train an adapter: in the residual stream, over features, or as updates of weights
     Train(Box<train::Arguments>),
-    /// Pull an adapter back through an autoencoder and read what changed
+    /// Read through an autoencoder what an adapter, or another checkpoint, changed
     Explain(Box<explain::Arguments>),
+    /// Make one adapter of several
+    Merge(merge::Arguments),
 }
