@@ -19,7 +19,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use self::source::Source;
-use crate::context::{App, make_room};
+use crate::context::App;
 
 /// Options of `adapt explain`.
 #[derive(Debug, clap::Args)]
@@ -155,11 +155,15 @@ pub(crate) fn printed(features: &[ChangedFeature]) -> Vec<PrintedFeature<'_>> {
 }
 
 pub(crate) fn run(app: &App, arguments: &Arguments) -> anyhow::Result<()> {
-    if let Some(out) = &arguments.output {
-        make_room(out, arguments.force)?;
+    if let (Some(out), false) = (&arguments.output, arguments.force) {
         refuse_existing(out)?;
     }
     let source = Source::open(app, arguments)?;
+    // What stands in the way is said before the long work.
+    let dir = match &arguments.output {
+        Some(out) => Some(emptied(PartialDir::open_replacing(out)?)?),
+        None => None,
+    };
     let config = ExplainConfig {
         top: arguments.top,
         effect_tokens: arguments.effect_tokens,
@@ -176,8 +180,7 @@ pub(crate) fn run(app: &App, arguments: &Arguments) -> anyhow::Result<()> {
     };
     let explanation = explain_change(&input, &config, &app.control)?;
     let mut result = result(&source, &explanation);
-    if let Some(out) = &arguments.output {
-        let dir = PartialDir::open_replacing(out)?;
+    if let (Some(out), Some(dir)) = (&arguments.output, dir) {
         write_json(&dir.path().join("result.json"), &result)?;
         write_json(&dir.path().join("explanation.json"), &explanation)?;
         let page = page::render(app, arguments, &source, &explanation)?;
@@ -186,6 +189,14 @@ pub(crate) fn run(app: &App, arguments: &Arguments) -> anyhow::Result<()> {
         result["report"] = json!(out.join("report.html"));
     }
     app.print(&result, || describe(arguments, &source, &explanation))
+}
+
+/// A directory to work in, without what work that was stopped may have left.
+pub(super) fn emptied(mut dir: PartialDir) -> anyhow::Result<PartialDir> {
+    if dir.is_resumed() {
+        dir.clear()?;
+    }
+    Ok(dir)
 }
 
 /// What the command prints and keeps as `result.json`.

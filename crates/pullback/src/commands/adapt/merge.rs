@@ -10,7 +10,8 @@ use pullback_artifact::{
 use pullback_sae::SAE_KIND;
 use serde_json::json;
 
-use crate::context::{App, make_room};
+use super::explain::emptied;
+use crate::context::App;
 
 /// Options of `adapt merge`.
 #[derive(Debug, clap::Args)]
@@ -51,8 +52,9 @@ pub(crate) fn run(app: &App, arguments: &Arguments) -> anyhow::Result<()> {
             paths.len()
         ),
     };
-    make_room(&arguments.output, arguments.force)?;
-    refuse_existing(&arguments.output)?;
+    if !arguments.force {
+        refuse_existing(&arguments.output)?;
+    }
     let mut manifests = Vec::new();
     for path in paths {
         if path.join(MANIFEST_FILE).exists() {
@@ -75,7 +77,7 @@ pub(crate) fn run(app: &App, arguments: &Arguments) -> anyhow::Result<()> {
         );
     }
     let merged = Adapter::merged(&adapters)?;
-    let dir = PartialDir::open_replacing(&arguments.output)?;
+    let dir = emptied(PartialDir::open_replacing(&arguments.output)?)?;
     merged.save(dir.path(), &named.model, &named.name)?;
     let result = json!({
         "basis": merged.basis(),
