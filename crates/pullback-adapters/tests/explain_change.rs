@@ -36,7 +36,9 @@ fn tied(seed: u64, k: usize) -> Sae {
     let mut rows = random(seed, M * D);
     for row in rows.chunks_exact_mut(D) {
         let length = row.iter().map(|x| x * x).sum::<f32>().sqrt();
-        row.iter_mut().for_each(|x| *x /= length);
+        for x in row {
+            *x /= length;
+        }
     }
     Sae::top_k(k, rows.clone(), vec![0.0; M], rows, vec![0.0; D]).unwrap()
 }
@@ -142,7 +144,7 @@ fn steering(model: &Model, sae: &Sae) -> Vec<Adapter> {
             Support::Sparse {
                 pairs: vec![(from, to)],
             },
-            vec![vec![1.0]],
+            vec![vec![3.0]],
         ),
         over_features(
             sae,
@@ -151,7 +153,7 @@ fn steering(model: &Model, sae: &Sae) -> Vec<Adapter> {
                 read: vec![(from, 0)],
                 write: vec![(to, 0)],
             },
-            vec![vec![2.0], vec![0.5]],
+            vec![vec![2.0], vec![1.5]],
         ),
         Adapter::Lora(writing(model, sae)),
     ]
@@ -373,17 +375,26 @@ fn effects_are_those_of_running_the_model_by_hand() {
             largest > 1e-3,
             "case {number}: nothing has an effect: {largest}"
         );
-        // Together: the sum of all listed shifts.
-        let mut shift = none.clone();
-        for feature in &found.features {
-            let own = shift_of(&sae, &text, [&x, &y], feature.feature, 1.0);
-            shift.iter_mut().zip(own).for_each(|(sum, x)| *sum += x);
+        // Together: the sums of all listed shifts, and of all there are.
+        let listed = found.features.iter().map(|feature| feature.feature);
+        let (listed, all): (Vec<usize>, Vec<usize>) = (listed.collect(), (0..M).collect());
+        for (features, alone, removed) in [
+            (listed, effects.together_alone, effects.together_removed),
+            (all, effects.codes_alone, effects.codes_removed),
+        ] {
+            let sum = |sign: f32| {
+                let mut sum = none.clone();
+                for &feature in &features {
+                    let own = shift_of(&sae, &text, [&x, &y], feature, sign);
+                    sum.iter_mut().zip(own).for_each(|(sum, x)| *sum += x);
+                }
+                sum
+            };
+            let by_hand = loss_by_hand(&model, &text, &[], (site, &sum(1.0))) - before;
+            assert!((alone - by_hand).abs() < 2e-5, "case {number}");
+            let by_hand = loss_by_hand(changed, &text, &edits, (site, &sum(-1.0))) - after;
+            assert!((removed - by_hand).abs() < 2e-5, "case {number}");
         }
-        let together = loss_by_hand(&model, &text, &[], (site, &shift)) - before;
-        assert!(
-            (effects.together_alone - together).abs() < 2e-5,
-            "case {number}"
-        );
     }
 }
 
@@ -392,7 +403,9 @@ fn first_order_predictions_are_those_of_the_exact_derivative() {
     let (model, sae) = (tiny(), tied(3, 12));
     let text = text(&model);
     let mut parts = Parts::random(4, D, 3);
-    parts.w_out.iter_mut().for_each(|x| *x *= 0.2);
+    for x in &mut parts.w_out {
+        *x *= 0.4;
+    }
     let mut adapter = parts.adapter(Activation::Silu, &Device::flex(), DType::F32);
     adapter.site = Site::resid_post(0);
     let mut mean = vec![0.0_f64; D];
@@ -494,9 +507,9 @@ fn maps_over_features_predict_their_own_mean_change() {
         let found = explained(&model, Change::Adapter(&adapter), &sae);
         assert_eq!(found.prediction, Prediction::Map);
         let mut all = vec![0.0; M];
-        expected
-            .into_iter()
-            .for_each(|(feature, x)| all[feature as usize] = x);
+        for (feature, x) in expected {
+            all[feature as usize] = x;
+        }
         assert_close(&found.predicted.unwrap(), &all, 1e-5);
         // Through another dictionary the map means nothing.
         let other = explained(&model, Change::Adapter(&adapter), &tied(8, 12));

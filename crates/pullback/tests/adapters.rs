@@ -169,7 +169,16 @@ fn every_change_is_explained() {
     let at = dir.path();
     let explain = |change: &[&str], more: &[&str]| {
         let rest = ["--sae", "sae", "--top", "3", "--json"];
-        parsed(at, &[&["adapt", "explain"], change, &rest, more].concat())
+        let named = ["--model", &model];
+        let named = if change[0] == "--from" {
+            &[][..]
+        } else {
+            &named
+        };
+        parsed(
+            at,
+            &[&["adapt", "explain"], change, &rest, named, more].concat(),
+        )
     };
     let is_whole = |result: &Value, predicted: bool| {
         let features = result["features"].as_array().unwrap();
@@ -189,7 +198,7 @@ fn every_change_is_explained() {
                 assert!(feature[key].is_array(), "{key}: {feature}");
             }
         }
-        assert!(result["residual_fraction"].is_number());
+        assert_eq!(result["residual_fraction"].is_number(), predicted);
         assert!(result["effects"]["loss_after"].is_number());
     };
     for (basis, prediction) in [
@@ -238,7 +247,7 @@ fn every_change_is_explained() {
     let whole: Value = serde_json::from_str(&read("explanation.json")).unwrap();
     assert_eq!(whole["measured"].as_array().unwrap().len(), 64);
     let page = read("report.html");
-    assert!(page.starts_with("<!DOCTYPE html>") && !page.contains("http"));
+    assert!(page.starts_with("<!DOCTYPE html>") && !page.contains("http://"));
     let shown = parsed(at, &["show", "out", "--verify", "--json"]);
     assert_eq!(shown["manifest"]["kind"], "explanation");
     let change = ["--change", "out/explanation.json", "--limit", "2"];
@@ -246,7 +255,7 @@ fn every_change_is_explained() {
         "sae", "features", "sae", "--store", "store", "--model", &model,
     ];
     text(at, &[&features[..], &change].concat());
-    // Two checkpoints: the same weights in two files.
+    // Two checkpoints: the same weights in two files, so that nothing changes at all.
     let other = fixture("pullback-model/tests/fixtures/tiny-llama");
     let checkpoints = ["--from", &model, "--to", &other];
     let same = explain(&checkpoints, &["--text", "corpus/3.txt"]);
@@ -279,11 +288,14 @@ fn explanations_of_what_does_not_belong_together_are_refused() {
     );
     let refused = |change: &[&str], more: &[&str], words: &[&str]| {
         let rest = ["--sae", "sae"];
-        fails(
-            at,
-            &[&["adapt", "explain"], change, &rest, more].concat(),
-            words,
-        );
+        let named = ["--model", &model];
+        let named = if change[0] == "--from" {
+            &[][..]
+        } else {
+            &named
+        };
+        let all = [&["adapt", "explain"], change, &rest, named, more].concat();
+        fails(at, &all, words);
     };
     let words = ["--text", "corpus/3.txt"];
     refused(&["high"], &words, &["blocks.2.hook_resid_post", "above"]);
@@ -313,5 +325,88 @@ fn explanations_of_what_does_not_belong_together_are_refused() {
         &["low"],
         &[&words[..], &["--tokens", "0"]].concat(),
         &["--tokens is 0"],
+    );
+}
+
+#[test]
+fn merged_adapters_are_composed_ones() {
+    let (dir, model) = place();
+    let at = dir.path();
+    let sae: &[&str] = &["--sae", "sae"];
+    for (basis, own) in [("lora", &["--matrices", "q,down"][..]), ("bias", sae)] {
+        let names = ["a", "b"].map(|name| format!("{basis}-{name}"));
+        for (seed, name) in names.iter().enumerate() {
+            let seed = (7 + 3 * seed).to_string();
+            let steps = (4 + 2 * name.len()).to_string();
+            let first = [
+                "adapt",
+                "train",
+                &model,
+                "--basis",
+                basis,
+                "--data",
+                "data.jsonl",
+            ];
+            let rest = ["--site", "1.resid_post", "--seed", &seed, "--steps", &steps];
+            text(at, &[&first[..], &rest, own, &["-o", name]].concat());
+        }
+        let [a, b] = &names;
+        let merge = [
+            "adapt", "merge", a, b, "--model", &model, "--json", "-o", basis,
+        ];
+        let scales = ["--scale", "1", "--scale", "0.5"];
+        let merged = parsed(at, &[&merge[..], &scales].concat());
+        assert_eq!(merged["basis"], basis);
+        let next = |adapters: &[&str]| {
+            let run = ["run", &model, "--prompt", "the sea", "--json"];
+            parsed(at, &[&run[..], adapters].concat())
+        };
+        let composed = next(&[
+            "--adapter",
+            a,
+            "--adapter",
+            b,
+            "--adapter-scale",
+            "1",
+            "--adapter-scale",
+            "0.5",
+        ]);
+        let one = next(&["--adapter", basis]);
+        let logits = |result: &Value| -> Vec<(u64, f64)> {
+            let mut all: Vec<(u64, f64)> = result["next"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|token| {
+                    (
+                        token["id"].as_u64().unwrap(),
+                        token["logit"].as_f64().unwrap(),
+                    )
+                })
+                .collect();
+            all.sort_by_key(|(id, _)| *id);
+            all
+        };
+        let (one, composed) = (logits(&one), logits(&composed));
+        assert!(!one.is_empty() && one.len() == composed.len());
+        for (x, y) in one.iter().zip(&composed) {
+            assert_eq!(x.0, y.0, "{basis}");
+            assert!((x.1 - y.1).abs() < 1e-4, "{basis}: {x:?} {y:?}");
+        }
+        assert_ne!(one, logits(&next(&["--adapter", a])));
+        text(at, &["show", basis, "--verify"]);
+    }
+    let mixed = [
+        "adapt", "merge", "lora", "bias", "--model", &model, "-o", "mixed",
+    ];
+    fails(at, &mixed, &["lora", "bias", "different"]);
+    let merge = [
+        "adapt", "merge", "lora", "lora", "--model", &model, "-o", "mixed",
+    ];
+    let scales = ["--scale", "1", "--scale", "1", "--scale", "1"];
+    fails(
+        at,
+        &[&merge[..], &scales].concat(),
+        &["3 times", "2 adapters"],
     );
 }

@@ -22,6 +22,12 @@ pub struct Effects {
     pub together_alone: f64,
     /// Change of the loss when all listed features are restored in the model as it became.
     pub together_removed: f64,
+    /// Change of the loss when the change of all codes, listed or not, is applied to the model as it was: what the dictionary
+    /// sees of the whole change.
+    pub codes_alone: f64,
+    /// Change of the loss when all codes are restored in the model as it became: what is left is what the dictionary does not
+    /// see.
+    pub codes_removed: f64,
 }
 
 /// The effects of one feature.
@@ -63,7 +69,7 @@ impl Compared<'_> {
         let tokens: usize = self.sequences.iter().map(|s| s.ids.len()).sum();
         let stage = control.stage(
             "effects",
-            (2 * tokens * (features.len() + 2)) as u64,
+            (2 * tokens * (features.len() + 3)) as u64,
             "tokens",
         );
         let every: Vec<&TextSequence> = self.sequences.iter().collect();
@@ -73,8 +79,8 @@ impl Compared<'_> {
             usual.push(side.losses(&every, x, control, &stage)?);
         }
         let n = positions as f64;
-        // The change of the mean loss of a side when the shifts of some features are added, times a sign.
-        let changed = |which: usize, features: &[usize]| -> Result<f64, AdapterError> {
+        // The change of the mean loss of a side when the shifts of some features, or of all, are added, times a sign.
+        let changed = |which: usize, features: Option<&[usize]>| -> Result<f64, AdapterError> {
             let sign = if which == 0 { 1.0 } else { -1.0 };
             let (sequences, numbers, x) = self.shifted(which, sign, &codes, features);
             let losses = sides[which].losses(&sequences, &x, control, &stage)?;
@@ -87,28 +93,31 @@ impl Compared<'_> {
         let mut each = Vec::with_capacity(features.len());
         for &feature in features {
             each.push(Effect {
-                alone: changed(0, &[feature])?,
-                removed: changed(1, &[feature])?,
+                alone: changed(0, Some(&[feature]))?,
+                removed: changed(1, Some(&[feature]))?,
             });
         }
         let effects = Effects {
             positions,
             loss_before: usual[0].iter().sum::<f64>() / n,
             loss_after: usual[1].iter().sum::<f64>() / n,
-            together_alone: changed(0, features)?,
-            together_removed: changed(1, features)?,
+            together_alone: changed(0, Some(features))?,
+            together_removed: changed(1, Some(features))?,
+            codes_alone: changed(0, None)?,
+            codes_removed: changed(1, None)?,
         };
         stage.finish();
         Ok((effects, each))
     }
 
-    /// The sequences in which some of the features change, their numbers, and their activations with that change added.
+    /// The sequences in which some of the features (or any, where none are named) change, their numbers, and their activations
+    /// with that change added.
     fn shifted(
         &self,
         which: usize,
         sign: f32,
         codes: &[SparseCodes<f32>; 2],
-        features: &[usize],
+        features: Option<&[usize]>,
     ) -> (Vec<&TextSequence>, Vec<usize>, Vec<f32>) {
         let d = self.sae.d();
         let (mut sequences, mut numbers, mut all) = (Vec::new(), Vec::new(), Vec::new());
@@ -122,6 +131,13 @@ impl Compared<'_> {
                 if !self.normal[row] {
                     continue;
                 }
+                let active: Vec<usize>;
+                let features = if let Some(features) = features {
+                    features
+                } else {
+                    active = active_in(codes, row);
+                    &active
+                };
                 for &feature in features {
                     let value = |side: usize| codes[side].value(row, feature as u32);
                     let change = value(1) - value(0);
@@ -139,4 +155,13 @@ impl Compared<'_> {
         }
         (sequences, numbers, all)
     }
+}
+
+/// Features that are active at a row on either side, ascending.
+fn active_in(codes: &[SparseCodes<f32>; 2], row: usize) -> Vec<usize> {
+    let both = codes.iter().flat_map(|codes| codes.token(row).0);
+    let mut features: Vec<usize> = both.map(|&feature| feature as usize).collect();
+    features.sort_unstable();
+    features.dedup();
+    features
 }

@@ -1,5 +1,7 @@
 //! The page of one explanation: what a change of a model, of whatever kind, does to features and to the loss.
 
+use std::collections::BTreeMap;
+
 use maud::{Markup, html};
 
 use super::cards;
@@ -36,6 +38,8 @@ pub struct ChangeExplanation {
     /// How the shown features feed each other through a nonlinear adapter: the largest entries, as from, to, by the weights
     /// alone, averaged over the text.
     pub paths: Vec<(usize, usize, f32, f32)>,
+    /// A few words that features fire on, for those that have no card.
+    pub words: BTreeMap<usize, Vec<String>>,
 }
 
 /// Losses in nats a token.
@@ -51,6 +55,10 @@ pub struct LossFigures {
     pub together_alone: f64,
     /// Change when all shown features are restored in the model as it became.
     pub together_removed: f64,
+    /// Change when the change of all codes is applied to the model as it was.
+    pub codes_alone: f64,
+    /// Change when all codes are restored in the model as it became.
+    pub codes_removed: f64,
 }
 
 /// The whole page as HTML.
@@ -159,12 +167,14 @@ fn features(page: &ChangeExplanation) -> Markup {
 /// A feature with the words it fires on, and a link where it has a card.
 fn named(page: &ChangeExplanation, feature: usize) -> Markup {
     let cards = &page.report.features;
-    let Some(card) = cards.iter().find(|card| card.feature == feature) else {
-        return html! { span.num { (feature) } };
+    let card = cards.iter().find(|card| card.feature == feature);
+    let words = match card {
+        Some(card) => card.peak_words(3),
+        None => page.words.get(&feature).cloned().unwrap_or_default(),
     };
     html! {
-        a.num href={ "#f" (feature) } { (feature) }
-        " " span.tokens { @for word in card.peak_words(3) { span.chip.plain { (token(&head(&word, 24))) } } }
+        @if card.is_some() { a.num href={ "#f" (feature) } { (feature) } } @else { span.num { (feature) } }
+        " " span.tokens { @for word in &words { span.chip.plain { (token(&head(word, 24))) } } }
     }
 }
 
@@ -210,6 +220,11 @@ fn loss(page: &ChangeExplanation) -> Markup {
             "All shown features together change the loss by " strong { (nats(loss.together_alone)) } " alone, and by "
             strong { (nats(loss.together_removed)) } " when they are put back."
         }
+        p {
+            "For comparison the change of " em { "all" } " features of the dictionary, which is all that it sees of the change: alone it changes "
+            "the loss by " strong { (nats(loss.codes_alone)) } ", put back by " strong { (nats(loss.codes_removed)) }
+            ". What the whole change does beyond that goes past the dictionary."
+        }
         div.plots {
             (bars("effect-alone", "Applied alone", |card| card.effect_alone))
             (bars("effect-removed", "Put back alone", |card| card.effect_removed))
@@ -219,7 +234,10 @@ fn loss(page: &ChangeExplanation) -> Markup {
 
 fn apart(page: &ChangeExplanation) -> Markup {
     html! {
-        p { (plain(&page.prediction)) " Furthest off, by the distance of prediction and measurement, are:" }
+        p {
+            "Prediction and measurement are two figures for the same thing, and where they differ the prediction has left something out: "
+            "features compete for being active, and the change is not small. Furthest off, by the distance of the two, are:"
+        }
         @if page.apart.is_empty() { p { (super::missing()) } } @else {
             table {
                 thead { tr { th { "Feature" } th { "predicted" } th { "measured" } th { "off by" } } }
@@ -285,7 +303,7 @@ fn stream(page: &ChangeExplanation) -> Markup {
             }
         }
         p {
-            "The mean change of the stream, the same at every position, can be written as a sum of few decoder rows with factors above zero "
+            "The mean of the change over all positions can be written as a sum of few decoder rows with factors above zero "
             "(non-negative matching pursuit). Features whose direction it adds:"
         }
         div.two {

@@ -2,6 +2,7 @@
 
 pub(crate) mod compare;
 pub(crate) mod explain;
+pub(crate) mod merge;
 pub(crate) mod train;
 
 /// Commands under `adapt`.
@@ -11,6 +12,8 @@ pub(crate) enum Command {
     Train(Box<train::Arguments>),
     /// Train several bases with matched numbers of parameters and compare loss and readability
     Compare(compare::Arguments),
-    /// Pull an adapter back through an autoencoder and read what changed
+    /// Read through an autoencoder what an adapter, or another checkpoint, changed
     Explain(Box<explain::Arguments>),
+    /// Make one adapter of several
+    Merge(merge::Arguments),
 }

@@ -22,7 +22,7 @@ use serde_json::{Value, json};
 
 use self::source::Source;
 use self::words::{Asked, Trust};
-use crate::context::{App, make_room};
+use crate::context::App;
 
 /// Options of `adapt explain`.
 #[derive(Debug, clap::Args)]
@@ -183,8 +183,7 @@ pub(crate) fn printed(features: &[ChangedFeature]) -> Vec<PrintedFeature<'_>> {
 }
 
 pub(crate) fn run(app: &App, arguments: &Arguments) -> anyhow::Result<()> {
-    if let Some(out) = &arguments.output {
-        make_room(out, arguments.force)?;
+    if let (Some(out), false) = (&arguments.output, arguments.force) {
         refuse_existing(out)?;
     }
     words::check(arguments)?;
@@ -199,6 +198,11 @@ pub(crate) fn run(app: &App, arguments: &Arguments) -> anyhow::Result<()> {
         explainer: &**explainer,
         config: InterpretConfig::default(),
     });
+    // What stands in the way is said before the long work.
+    let dir = match &arguments.output {
+        Some(out) => Some(emptied(PartialDir::open_replacing(out)?)?),
+        None => None,
+    };
     let config = ExplainConfig {
         top: arguments.top,
         effect_tokens: arguments.effect_tokens,
@@ -215,8 +219,7 @@ pub(crate) fn run(app: &App, arguments: &Arguments) -> anyhow::Result<()> {
     };
     let explanation = explain_in_words(&input, &config, words, &app.control)?;
     let mut result = result(&source, &explanation);
-    if let Some(out) = &arguments.output {
-        let dir = PartialDir::open_replacing(out)?;
+    if let (Some(out), Some(dir)) = (&arguments.output, dir) {
         write_json(&dir.path().join("result.json"), &result)?;
         write_json(&dir.path().join("explanation.json"), &explanation)?;
         let page = page::render(app, arguments, &source, &explanation)?;
@@ -225,6 +228,14 @@ pub(crate) fn run(app: &App, arguments: &Arguments) -> anyhow::Result<()> {
         result["report"] = json!(out.join("report.html"));
     }
     app.print(&result, || describe(arguments, &source, &explanation))
+}
+
+/// A directory to work in, without what work that was stopped may have left.
+pub(super) fn emptied(mut dir: PartialDir) -> anyhow::Result<PartialDir> {
+    if dir.is_resumed() {
+        dir.clear()?;
+    }
+    Ok(dir)
 }
 
 /// What the command prints and keeps as `result.json`.
@@ -313,11 +324,13 @@ fn describe(arguments: &Arguments, source: &Source, explanation: &Explanation) -
     if let Some(effects) = &explanation.effects {
         let _ = writeln!(
             text,
-            "loss {:.3} -> {:.3}; these features alone {:+.3}, put back {:+.3}",
+            "loss {:.3} -> {:.3}; these features alone {:+.3}, put back {:+.3}; all features alone {:+.3}, put back {:+.3}",
             effects.loss_before,
             effects.loss_after,
             effects.together_alone,
-            effects.together_removed
+            effects.together_removed,
+            effects.codes_alone,
+            effects.codes_removed
         );
     }
     text.push('\n');

@@ -95,6 +95,8 @@ pub(super) fn render(
             after: effects.loss_after,
             together_alone: effects.together_alone,
             together_removed: effects.together_removed,
+            codes_alone: effects.codes_alone,
+            codes_removed: effects.codes_removed,
         }),
         apart: apart(explanation),
         residual_dictionary: nan(explanation.residual_fraction_dictionary),
@@ -102,6 +104,7 @@ pub(super) fn render(
         added: matching(&explanation.decomposition.added),
         removed: matching(&explanation.decomposition.removed),
         paths: paths(explanation),
+        words: labels,
     }))
 }
 
@@ -206,6 +209,10 @@ fn labels(
                 .map(|(feature, _)| *feature),
         );
     }
+    let sums = &explanation.decomposition;
+    let terms = sums.added.terms.iter().chain(&sums.removed.terms);
+    named.extend(terms.map(|(feature, _)| *feature));
+    named.extend(apart(explanation).iter().map(|(feature, ..)| *feature));
     match &source.store {
         Some(store) => {
             let named: Vec<usize> = named.into_iter().collect();

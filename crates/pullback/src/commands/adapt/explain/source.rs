@@ -236,7 +236,11 @@ impl<'a> Wanted<'a> {
         }
         let answers = match (arguments.on, &arguments.adapter, adapter) {
             (Some(On::Corpus), ..) => None,
-            (_, Some(path), Some(manifest)) => Some((path, manifest)),
+            (on, Some(path), Some(manifest))
+                if on.is_some() || !manifest.config["data"].is_null() =>
+            {
+                Some((path, manifest))
+            }
             (Some(On::Answers), ..) => {
                 bail!(
                     "--on answers needs an adapter that `adapt train` made: give text with --text"
