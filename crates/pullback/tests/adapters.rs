@@ -4,7 +4,11 @@
 mod common;
 
 use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpListener;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use common::{fails, parsed, text};
 use serde_json::Value;
@@ -409,4 +413,100 @@ fn merged_adapters_are_composed_ones() {
         &[&merge[..], &scales].concat(),
         &["3 times", "2 adapters"],
     );
+}
+
+/// A server that answers every question of the chat protocol with the same word; its address, and how often it was asked.
+fn server(word: &'static str) -> (String, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/v1", listener.local_addr().unwrap());
+    let asked = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&asked);
+    std::thread::spawn(move || {
+        while let Ok((mut stream, _)) = listener.accept() {
+            let mut request = Vec::new();
+            let mut block = [0; 4096];
+            loop {
+                let length = stream.read(&mut block).unwrap();
+                request.extend_from_slice(&block[..length]);
+                let text = String::from_utf8_lossy(&request);
+                let body = text.split_once("\r\n\r\n").map_or("", |(_, body)| body);
+                if length == 0 || serde_json::from_str::<Value>(body).is_ok() {
+                    break;
+                }
+            }
+            count.fetch_add(1, Ordering::SeqCst);
+            let answer =
+                serde_json::json!({ "choices": [{ "message": { "content": word } }] }).to_string();
+            let _ = write!(
+                stream,
+                "HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{answer}",
+                answer.len()
+            );
+        }
+    });
+    (url, asked)
+}
+
+#[test]
+fn listed_features_are_put_into_words_once() {
+    let (dir, model) = place();
+    let at = dir.path();
+    let train = ["adapt", "train", &model, "--data", "data.jsonl"];
+    let more = ["--steps", "8", "--site", "1.resid_post", "-o", "adapter"];
+    text(at, &[&train[..], &more].concat());
+    let (url, asked) = server("Yes, ships");
+    let explain = |more: &[&str]| {
+        let first = [
+            "adapt", "explain", "adapter", "--sae", "sae", "--store", "store",
+        ];
+        let rest = ["--data", "data.jsonl", "--top", "3", "--model", &model];
+        [&first[..], &rest, more]
+            .concat()
+            .iter()
+            .map(|s| (*s).to_owned())
+            .collect::<Vec<_>>()
+    };
+    let words = explain(&[
+        "--explainer",
+        &url,
+        "--explainer-model",
+        "m",
+        "--json",
+        "-o",
+        "out",
+    ]);
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let found = parsed(at, &words);
+    assert_eq!(found["words"]["features"], 3);
+    for feature in found["features"].as_array().unwrap() {
+        assert_eq!(feature["explanation"], "Yes, ships");
+        // Who says yes to everything guesses.
+        for score in ["detection", "fuzzing"] {
+            if let Some(auc) = feature[score]["auc"].as_f64() {
+                assert!((auc - 0.5).abs() < 1e-12, "{feature}");
+            }
+        }
+    }
+    let page = fs::read_to_string(at.join("out/report.html")).unwrap();
+    assert!(page.contains("Yes, ships") && page.contains("0.5 is guessing"));
+    // The answers are kept.
+    let first = asked.load(Ordering::SeqCst);
+    assert!(first > 3);
+    let again = [&words[..], &["--force"]].concat();
+    assert_eq!(parsed(at, &again)["features"], found["features"]);
+    assert_eq!(asked.load(Ordering::SeqCst), first);
+    let refused = |more: &[&str], words: &[&str]| {
+        let all = explain(more);
+        let all: Vec<&str> = all.iter().map(String::as_str).collect();
+        fails(at, &all, words);
+    };
+    refused(&["--explainer", &url], &["--explainer-model"]);
+    refused(&["--explainer-model", "m"], &["--explainer"]);
+    let nowhere = [
+        "--explainer",
+        "http://127.0.0.1:1/v1",
+        "--explainer-model",
+        "m",
+    ];
+    refused(&nowhere, &["http://127.0.0.1:1/v1/chat/completions"]);
 }
