@@ -658,3 +658,86 @@ fn what_does_not_go_together_is_one_clear_error() {
         );
     }
 }
+
+#[test]
+fn texts_are_cut_and_counted_as_they_should() {
+    let setting = common::base::setting();
+    let model = &setting.model;
+    let corpus = common::base::corpus(&setting.dir.path().join("more"));
+    let text = HeldOutText::of_corpus(model, &corpus, 16, 700).unwrap();
+    // The first document has more than 700 tokens, or the next one goes on; windows never cross a document.
+    let first = &corpus.documents()[0].text;
+    let ids = model.tokenizer().encode_with_bos(first, false).unwrap();
+    let mut whole = ids.chunks(16).filter(|window| window.len() > 2);
+    for (sequence, window) in text.sequences().iter().zip(&mut whole) {
+        let window = &window[..sequence.ids.len()];
+        assert_eq!(sequence.ids, window);
+    }
+    assert!(text.tokens() <= 700 && text.tokens() > 680);
+    let inner = text.sequences().iter().map(|s| s.ids.len() - 2);
+    assert_eq!(text.counted(), inner.sum::<usize>());
+    let error = HeldOutText::of_corpus(model, &corpus, 2, 700).unwrap_err();
+    assert_has(&error.to_string(), &["context of 2", "at least 3"]);
+    // Of answers the positions before their tokens count: those that training counts.
+    let samples = common::samples();
+    let answers = HeldOutText::of_samples("pairs", model, &samples, 64).unwrap();
+    assert_eq!(answers.sequences().len(), samples.len());
+    for sequence in answers.sequences() {
+        let last = *sequence.counted.last().unwrap();
+        assert_eq!(last + 2, sequence.ids.len());
+        assert!(sequence.counted.len() < sequence.ids.len() / 2);
+    }
+    // Of a store its held-out sequences, whole.
+    let store = HeldOutText::of_store(&setting.store, 40).unwrap();
+    assert_eq!(store.sequences().len(), 2);
+    let starts = setting.store.sequence_starts(true);
+    for (sequence, start) in store.sequences().iter().zip(starts) {
+        let rows = start..start + 16;
+        let tokens: Vec<u32> = rows.map(|row| setting.store.token(row)).collect();
+        assert_eq!(sequence.ids, tokens);
+        assert_eq!(sequence.counted, (1..15).collect::<Vec<usize>>());
+    }
+}
+
+#[test]
+fn examples_come_from_the_text_or_from_a_store() {
+    let setting = common::base::setting();
+    let (model, sae) = (&setting.model, tied(3, 12));
+    let text = text(model);
+    let (adapter, _) = common::usual(4, D, 2);
+    let adapter = Adapter::Residual(adapter);
+    let own = input(model, Change::Adapter(&adapter), &sae, &text);
+    let stored = ExplainInput {
+        store: Some(&setting.store),
+        ..own
+    };
+    let explain = |input| explain_change(input, &config(), &Control::hidden()).unwrap();
+    let (own, stored) = (explain(&own), explain(&stored));
+    assert_eq!(own.measured, stored.measured);
+    assert_eq!(own.effects, stored.effects);
+    let ids: Vec<usize> = own.features.iter().map(|feature| feature.feature).collect();
+    let control = Control::hidden();
+    let pages = config()
+        .pages
+        .make(&sae, &setting.store, model, &ids, &control)
+        .unwrap();
+    for (feature, page) in stored.features.iter().zip(pages) {
+        assert_eq!(
+            (&feature.examples, feature.density),
+            (&page.examples, page.density)
+        );
+    }
+    // Passages of the text end where their sequence ends.
+    let texts: Vec<String> = text
+        .sequences()
+        .iter()
+        .map(|sequence| model.tokenizer().decode(&sequence.ids, false))
+        .collect();
+    for example in own.features.iter().flat_map(|feature| &feature.examples) {
+        let passage = format!("{}{}{}", example.before, example.token, example.after);
+        assert!(
+            texts.iter().any(|text| text.contains(passage.trim())),
+            "{passage}"
+        );
+    }
+}
