@@ -85,7 +85,7 @@ fn at_full_bond_it_is_the_state_vector() {
                 Measure::entropy(&mps, bond).unwrap(),
                 vector.entropy(bond).unwrap(),
             );
-            assert!((x - y).abs() < 1e-10 && x > 0.1, "{bond}: {x} {y}");
+            assert!((x - y).abs() < 1e-10 && x > 0.01, "{bond}: {x} {y}");
         }
     }
 }
@@ -131,20 +131,34 @@ fn truncation_costs_no_more_than_it_says() {
 }
 
 #[test]
-fn the_gram_matrix_discards_as_little_as_singular_values() {
-    // A larger bond than either method needs for the state: what is discarded is what free fermions leave beyond it.
+fn what_is_discarded_is_the_least_that_can_be() {
+    // A bond of 24 makes the Gram matrix judge; the tail of the exact Schmidt spectrum is the least for each bond.
     let h = Hamiltonian::parse("ising(g=1)", Site::QUBIT).unwrap();
-    let scheme = Scheme::parse("leapfrog2").unwrap();
-    let circuit = trotter_circuit(&h, &scheme, 0.1, 20, 14, Boundary::Open).unwrap();
+    let scheme = Scheme::parse("first").unwrap();
+    let sites = 14;
     let truncation = Truncation::new(24, 0.0).unwrap();
-    let start = product("+", 2, 14);
-    let mut mps = start.clone();
+    let mut mps = product("+", 2, sites);
+    let circuit = trotter_circuit(&h, &scheme, 0.1, 30, sites, Boundary::Open).unwrap();
     mps.apply(&circuit, truncation).unwrap();
-    // The best approximation of one layer on the exact state.
-    let exact = apply_gates(&circuit, 2, 14, start.amplitudes().unwrap());
-    let off = distance(&mps.amplitudes().unwrap(), &exact);
-    assert!(mps.ledger().discarded() > 1e-9);
-    assert!(off <= 1.001 * mps.ledger().error_bound && off > 0.0);
+    let layer = &circuit[..sites / 2];
+    let before = mps.ledger().by_bond.clone();
+    let exact = apply_gates(layer, 2, sites, mps.amplitudes().unwrap());
+    let (re, im) = exact.iter().map(|x| (x.re, x.im)).unzip();
+    let vector = StateVector::<f64>::from_parts(2, sites, re, im).unwrap();
+    mps.apply(layer, truncation).unwrap();
+    let mut judged = 0;
+    for bond in (0..sites - 1).step_by(2) {
+        let discarded = mps.ledger().by_bond[bond] - before[bond];
+        let tail: f64 = vector.spectrum(bond).unwrap().iter().skip(24).sum();
+        if tail > 1e-11 {
+            judged += 1;
+            assert!(
+                (discarded / tail - 1.0).abs() < 1e-3,
+                "{bond}: {discarded:e} {tail:e}"
+            );
+        }
+    }
+    assert!(judged >= 3);
 }
 
 #[test]
@@ -300,7 +314,7 @@ fn a_clifford_automaton_is_that_of_stabilizers() {
             }
         }
     }
-    assert!(largest > 3.0);
+    assert!(largest > 2.0);
 }
 
 #[test]

@@ -121,6 +121,15 @@ impl Mps {
         &self.schmidt[bond + 1]
     }
 
+    /// The tensor of a site: its left, physical and right dimension, and entry `[l, p, r]` at `l + left (p + d r)`.
+    ///
+    /// # Panics
+    /// There is no such site.
+    pub fn tensor(&self, site: usize) -> ([usize; 3], &[c64]) {
+        let tensor = &self.tensors[site];
+        ([tensor.left, tensor.physical, tensor.right], &tensor.data)
+    }
+
     /// What truncation took since the state was made.
     pub fn ledger(&self) -> &Ledger {
         &self.ledger
