@@ -1,4 +1,4 @@
-//! Matrix-product states of open chains, for any local dimension.
+//! Matrix-product states of open and infinite chains, for any local dimension.
 //!
 //! A state is `λ_0 B_0 B_1 … B_{L−1}`: every `B_j` is right-canonical (`Σ_p B_p B_p† = 1`) in the basis of Schmidt vectors,
 //! and `λ_j` holds the Schmidt coefficients of the bond to the left of site `j`, `λ_0` the norm. A gate on sites `j`, `j + 1`
@@ -12,14 +12,18 @@
 //! orthogonal projectors `P_1 … P_n`, and `‖ψ − P_n … P_1 ψ‖² ≤ Σ ‖ψ − P_k ψ‖²`. So the state after a layer is off by at most
 //! the root of the sum of the weights that the layer discarded, also where the tensors are canonical only up to those
 //! weights; [`Ledger::error_bound`] is the sum over all layers. After each circuit the canonical form is restored.
+//!
+//! [`InfiniteMps`] is the same for an infinite chain that repeats after two sites.
 
 mod canonical;
+mod infinite;
 mod measure;
 mod state;
 mod tensor;
 mod truncate;
 mod update;
 
+pub use infinite::InfiniteMps;
 pub(crate) use state::Parts;
 pub use state::{Ledger, Mps};
 pub use truncate::Truncation;

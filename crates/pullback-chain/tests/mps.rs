@@ -239,7 +239,7 @@ fn an_ising_quench_is_that_of_free_fermions() {
     assert!(ledger.max_bond.unwrap() > 4 && ledger.discarded < 1e-10);
     let truncation = ledger.truncation.as_ref().unwrap();
     assert_eq!(truncation.by_bond.len(), 39);
-    assert!(truncation.error_bound < 1e-4);
+    assert!(truncation.error_bound.unwrap() < 1e-4);
 }
 
 #[test]

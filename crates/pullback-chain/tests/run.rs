@@ -99,6 +99,11 @@ fn an_interrupted_run_goes_on_to_the_same_rows() {
             truncation: Truncation::new(6, 1e-12).unwrap(),
             ..quench()
         },
+        RunConfig {
+            engine: EngineKind::Infinite,
+            truncation: Truncation::new(6, 1e-12).unwrap(),
+            ..quench()
+        },
     ] {
         let whole = run(&config, None, &Control::hidden()).unwrap();
         let dir = tempfile::tempdir().unwrap();

@@ -22,6 +22,8 @@ pub enum EngineKind {
     Stabilizer,
     /// A matrix-product state.
     Mps,
+    /// A matrix-product state of an infinite chain; sites are those at which observables may be asked for.
+    Infinite,
 }
 
 /// The configuration of a run; it decides on every figure.

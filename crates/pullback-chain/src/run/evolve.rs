@@ -15,7 +15,7 @@ use crate::statevector::Precision;
 use super::checkpoint;
 use super::config::{EngineKind, Movement, RunConfig, Setting};
 use super::engine::{Amplitudes, Engine, Generators};
-use super::tensors::Tensors;
+use super::tensors::{Cells, Tensors};
 
 /// Time between checkpoints.
 const CHECKPOINT: Duration = Duration::from_secs(20);
@@ -47,7 +47,8 @@ pub struct TruncationEntry {
     /// The weight discarded at each bond.
     pub by_bond: Vec<f64>,
     /// The norm of the difference from the same run without truncation is no larger, before normalising.
-    pub error_bound: f64,
+    /// `None` for infinite chains.
+    pub error_bound: Option<f64>,
 }
 
 /// How a Hamiltonian was cut into steps.
@@ -117,8 +118,15 @@ pub fn run(
             dir,
             control,
         ),
-        (EngineKind::Mps, Precision::Single) => Err(ChainError::value(
-            "the precision of the engine `mps`",
+        (EngineKind::Infinite, Precision::Double) => evolve(
+            Cells::new(config, &setting)?,
+            config,
+            &setting,
+            dir,
+            control,
+        ),
+        (EngineKind::Mps | EngineKind::Infinite, Precision::Single) => Err(ChainError::value(
+            "the precision of a matrix-product state",
             "single",
             "expected double",
         )),
@@ -191,7 +199,7 @@ fn evolve(
             max_bond: truncated.map(|ledger| ledger.max_bond),
             truncation: truncated.map(|ledger| TruncationEntry {
                 by_bond: ledger.by_bond.clone(),
-                error_bound: ledger.error_bound,
+                error_bound: (config.engine == EngineKind::Mps).then_some(ledger.error_bound),
             }),
             trotter,
         },

@@ -93,6 +93,8 @@ pub(crate) enum Engine {
     Stabilizer,
     /// A matrix-product state: long open chains, as far as --max-bond holds the entanglement
     Mps,
+    /// A matrix-product state of the infinite chain, which --sites only numbers
+    Infinite,
 }
 
 /// The bound on the distance of states from which on figures are said to be doubtful: one of modulus 1 may be off by twice
@@ -126,6 +128,7 @@ impl Arguments {
                 Engine::Statevector => EngineKind::Statevector,
                 Engine::Stabilizer => EngineKind::Stabilizer,
                 Engine::Mps => EngineKind::Mps,
+                Engine::Infinite => EngineKind::Infinite,
             },
             precision: if self.single {
                 Precision::Single
@@ -210,10 +213,16 @@ fn describe(result: &RunResult) -> String {
         duration(result.seconds)
     );
     if let (Some(max_bond), Some(truncation)) = (ledger.max_bond, &ledger.truncation) {
+        let bound = truncation.error_bound.map_or_else(String::new, |bound| {
+            format!("; truncation moved the state by {bound:.1e} at most")
+        });
+        let spent = match truncation.error_bound {
+            Some(bound) => bound > WORTH_SAYING,
+            None => ledger.discarded > WORTH_SAYING * WORTH_SAYING,
+        };
         text += &format!(
-            "bond dimension {max_bond}; truncation moved the state by {:.1e} at most{}\n",
-            truncation.error_bound,
-            if truncation.error_bound > WORTH_SAYING {
+            "bond dimension {max_bond}{bound}{}\n",
+            if spent {
                 ": raise --max-bond before these figures are relied on"
             } else {
                 ""
@@ -310,9 +319,14 @@ fn page(config: &RunConfig, result: &RunResult) -> ChainPage {
         tiles.push(Tile::new(
             "Bond dimension",
             count(max_bond as u64),
-            format!(
-                "truncation moved the state by {} at most",
-                significant(truncation.error_bound, 2)
+            truncation.error_bound.map_or_else(
+                || "the largest there was".to_owned(),
+                |bound| {
+                    format!(
+                        "truncation moved the state by {} at most",
+                        significant(bound, 2)
+                    )
+                },
             ),
         ));
     }
