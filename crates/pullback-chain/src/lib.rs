@@ -6,6 +6,7 @@
 //! - [`card()`], [`Card`]: everything that can be said of an automaton: index, light cone, duality, charges and more.
 //! - [`StateVector`], [`Plan`]: all amplitudes of a chain, and circuits gathered into few walks through them.
 //! - [`Mps`], [`InfiniteMps`], [`Truncation`]: matrix-product states, finite and infinite, and what of a bond is kept.
+//! - [`ground()`], [`Ground`]: ground states by DMRG.
 //! - [`Measure`], [`Observable`], [`run()`]: what is measured, the same on every engine, and runs that can be taken up again.
 //! - [`Stabilizer`]: Clifford automata on thousands of sites.
 
@@ -36,7 +37,7 @@ pub use expression::{Local, parse_operator, parse_scalar};
 pub use gate::{GATES, Gate, UNITARY_WITHIN, haar};
 pub use hamiltonian::{Boundary, Hamiltonian, MODELS};
 pub use measure::{Measure, Observable};
-pub use mps::{InfiniteMps, Mps, Truncation};
+pub use mps::{Ground, GroundOptions, InfiniteMps, Mpo, Mps, Truncation, ground};
 pub use mpu::Mpu;
 pub use named::Named;
 pub use qca::{AUTOMATA, Layer, Qca};

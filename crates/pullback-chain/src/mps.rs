@@ -16,14 +16,18 @@
 //! [`InfiniteMps`] is the same for an infinite chain that repeats after two sites.
 
 mod canonical;
+mod ground;
 mod infinite;
 mod measure;
+mod operator;
 mod state;
 mod tensor;
 mod truncate;
 mod update;
 
+pub use ground::{Ground, GroundOptions, ground};
 pub use infinite::InfiniteMps;
+pub use operator::Mpo;
 pub(crate) use state::Parts;
 pub use state::{Ledger, Mps};
 pub use truncate::Truncation;

@@ -1,5 +1,6 @@
 //! `pullback chain`: quantum chains.
 
+pub(crate) mod ground;
 pub(crate) mod qca;
 pub(crate) mod run;
 
@@ -8,6 +9,8 @@ pub(crate) mod run;
 pub(crate) enum Command {
     /// Everything that can be said of a cellular automaton from its gate
     Qca(Box<qca::Arguments>),
+    /// The ground state of a Hamiltonian on an open chain
+    Ground(Box<ground::Arguments>),
     /// Evolve a chain and measure it
     Run(Box<run::Arguments>),
 }
