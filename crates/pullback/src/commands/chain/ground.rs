@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use anyhow::bail;
-use pullback_chain::{Boundary, GroundOptions, Hamiltonian, Observable, Site, Truncation, ground};
+use pullback_chain::{Boundary, GroundOptions, Hamiltonian, Observable, Truncation, ground};
 use pullback_report::number::duration;
 use serde_json::{Map, Value, json};
 
@@ -43,10 +43,7 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(app: &App, arguments: &Arguments) -> anyhow::Result<()> {
-    let site = match arguments.site.clock {
-        Some(positions) => Site::clock(positions)?,
-        None => Site::spin(&arguments.site.spin)?,
-    };
+    let site = arguments.site.site()?;
     if arguments.sweeps == 0 {
         bail!("--sweeps is 0: expected 1 or more");
     }
