@@ -30,7 +30,7 @@ fn random_circuit(d: usize, sites: usize, layers: usize, seed: u64) -> Vec<Place
     for layer in 0..layers {
         for bond in (layer % 2..sites - 1).step_by(2) {
             let number = seed * 10_000 + (layer * sites + bond) as u64;
-            let pair = if number % 3 == 0 {
+            let pair = if number.is_multiple_of(3) {
                 (bond + 1, bond)
             } else {
                 (bond, bond + 1)
@@ -107,7 +107,7 @@ fn truncation_costs_no_more_than_it_says() {
         let mut mps = start.clone();
         let mut rest = &circuit[..];
         while !rest.is_empty() {
-            let even = rest[0].sites.0.min(rest[0].sites.1) % 2 == 0;
+            let even = rest[0].sites.0.min(rest[0].sites.1).is_multiple_of(2);
             let bonds = if even { sites / 2 } else { sites / 2 - 1 };
             let (layer, next) = rest.split_at(bonds);
             let (before, weight) = (mps.amplitudes().unwrap(), mps.ledger().discarded());

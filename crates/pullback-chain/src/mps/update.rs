@@ -11,9 +11,11 @@ use super::truncate::Truncation;
 /// Up to so many columns the decomposition is that of the matrix itself.
 const SMALL: usize = 16;
 
-/// The part of the weight that must be discarded for the Gram matrix to be enough: its rounding, 1e-16 of the weight, is
-/// then less than 1e-3 of what is discarded.
-const GRAM_FROM: f64 = 1e-12;
+/// The part of the weight that must be discarded, or be free to be, for the Gram matrix to be enough.
+const GRAM_FROM: f64 = 1e-14;
+
+/// What the rounding of a Gram matrix can hide, as a part of the weight; it counts as discarded.
+const ROUNDING: f64 = 4.0 * f64::EPSILON;
 
 /// Memory of a thread.
 #[derive(Default)]
@@ -93,7 +95,8 @@ impl Pair<'_> {
             let weights = work.gram.weights();
             let count = truncation.keep(weights);
             let total = theta.squared_norm_l2();
-            if weights[count..].iter().sum::<f64>() >= GRAM_FROM * total {
+            let discarded: f64 = weights[count..].iter().sum();
+            if truncation.cutoff >= GRAM_FROM * total || discarded >= GRAM_FROM * total {
                 return Ok(shape.by_gram(
                     gated,
                     self.schmidt,
@@ -168,10 +171,15 @@ impl Shape {
                 .sum()
             })
             .collect();
+        let discarded = if squares.len() < self.d * self.right {
+            (total - squares.iter().sum::<f64>()).max(0.0) + ROUNDING * total
+        } else {
+            0.0
+        };
         Updated {
             left,
             right,
-            discarded: (total - squares.iter().sum::<f64>()).max(0.0),
+            discarded,
             schmidt: squares.iter().map(|x| x.sqrt()).collect(),
         }
     }

@@ -77,13 +77,13 @@ impl Engine for Tensors<'_> {
     fn restore(&mut self, name: &str, stored: &TensorView<'_>) -> bool {
         let d = self.state.dimension();
         match self.read.take_up(name, stored) {
-            Some(Some((parts, ledger))) if parts.bonds.len() == self.config.sites + 1 => {
+            Taken::Piece => true,
+            Taken::Whole(parts, ledger) if parts.bonds.len() == self.config.sites + 1 => {
                 Mps::from_parts(d, &parts, ledger)
                     .map(|state| self.state = state)
                     .is_some()
             }
-            Some(whole) => whole.is_none(),
-            None => false,
+            Taken::Whole(..) | Taken::Wrong => false,
         }
     }
 
@@ -111,34 +111,48 @@ fn stored(parts: &Parts, ledger: &Ledger) -> Stored<'static> {
     ]
 }
 
+/// What a piece of a stored state led to.
+enum Taken {
+    /// More pieces are to come.
+    Piece,
+    /// It was the last one.
+    Whole(Parts, Ledger),
+    /// It is no piece of a state.
+    Wrong,
+}
+
 impl Parts {
-    /// Takes up one piece of what was stored: everything once the last one is there, `None` if it is no piece of a state.
-    fn take_up(&mut self, name: &str, stored: &TensorView<'_>) -> Option<Option<(Self, Ledger)>> {
+    /// Takes up one piece of what was stored.
+    fn take_up(&mut self, name: &str, stored: &TensorView<'_>) -> Taken {
         if name == NAMES[0] {
             self.bonds = numbers(stored.data());
-            return (stored.dtype() == Dtype::U64).then_some(None);
+            return if stored.dtype() == Dtype::U64 {
+                Taken::Piece
+            } else {
+                Taken::Wrong
+            };
         }
         if stored.dtype() != Dtype::F64 {
-            return None;
+            return Taken::Wrong;
         }
         let x: Vec<f64> = numbers(stored.data());
         if name == NAMES[1] {
             self.schmidt = x;
-            return Some(None);
+            return Taken::Piece;
         }
         if name == NAMES[2] {
             self.tensors = x.chunks_exact(2).map(|x| c64::new(x[0], x[1])).collect();
-            return Some(None);
+            return Taken::Piece;
         }
         let [by_bond @ .., error_bound, max_bond] = x.as_slice() else {
-            return None;
+            return Taken::Wrong;
         };
         let ledger = Ledger {
             by_bond: by_bond.to_vec(),
             error_bound: *error_bound,
             max_bond: *max_bond as usize,
         };
-        Some(Some((std::mem::take(self), ledger)))
+        Taken::Whole(std::mem::take(self), ledger)
     }
 }
 
@@ -222,11 +236,11 @@ impl Engine for Cells<'_> {
     fn restore(&mut self, name: &str, stored: &TensorView<'_>) -> bool {
         let d = self.state.dimension();
         match self.read.take_up(name, stored) {
-            Some(Some((parts, ledger))) => InfiniteMps::from_parts(d, &parts, ledger)
+            Taken::Piece => true,
+            Taken::Whole(parts, ledger) => InfiniteMps::from_parts(d, &parts, ledger)
                 .map(|state| self.state = state)
                 .is_some(),
-            Some(None) => true,
-            None => false,
+            Taken::Wrong => false,
         }
     }
 
