@@ -31,7 +31,19 @@ pub trait Measure {
     /// `⟨ψ|ψ⟩`.
     fn norm_squared(&self) -> f64;
 
-    /// The energy: the sum over all bonds.
+    /// The correlation length in sites, of states of infinite chains.
+    ///
+    /// # Errors
+    /// The chain is finite.
+    fn correlation_length(&self) -> Result<f64, ChainError> {
+        Err(ChainError::value(
+            "an observable",
+            "`correlation-length`",
+            "only an infinite chain has one: use --engine infinite",
+        ))
+    }
+
+    /// The energy: the sum over all bonds; of an infinite chain, that of a site.
     ///
     /// # Errors
     /// As [`Measure::expectation`].
@@ -145,11 +157,12 @@ enum Kind {
     Operator { sites: Vec<usize>, matrix: Matrix },
     Entropy(usize),
     Energy,
+    CorrelationLength,
 }
 
 impl Observable {
     /// Reads a list such as `X:39,ZZ:39,entropy:39`: an expression of an operator and its site, of two neighbouring ones and
-    /// their bond, or of two and both sites (`ZZ:3-7`); the entropy of a bond in nats; `energy`. `*` is every site or bond.
+    /// their bond, or of two and both sites (`ZZ:3-7`); the entropy of a bond in nats; `energy`; `correlation-length`. `*` is every site or bond.
     ///
     /// # Errors
     /// Something cannot be read, or there is no such place.
@@ -188,6 +201,14 @@ impl Observable {
                 what: item.to_owned(),
                 place: None,
                 kind: Kind::Energy,
+            }]);
+        }
+        if item == "correlation-length" {
+            return Ok(vec![Self {
+                name: item.to_owned(),
+                what: item.to_owned(),
+                place: None,
+                kind: Kind::CorrelationLength,
             }]);
         }
         let Some((what, place)) = item.rsplit_once(':') else {
@@ -285,6 +306,7 @@ impl Observable {
         Ok(match (&self.kind, h) {
             (Kind::Operator { sites, matrix }, _) => Some(state.expectation(sites, matrix)?.re),
             (Kind::Entropy(bond), _) => Some(state.entropy(*bond)?),
+            (Kind::CorrelationLength, _) => Some(state.correlation_length()?),
             (Kind::Energy, Some((h, boundary))) => Some(state.energy(h, boundary)?),
             (Kind::Energy, None) => None,
         })

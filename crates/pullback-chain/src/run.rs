@@ -4,6 +4,7 @@ mod checkpoint;
 mod config;
 mod engine;
 mod evolve;
+mod tensors;
 
 pub use config::{EngineKind, RunConfig};
-pub use evolve::{Ledger, Row, RunResult, TrotterEntry, run};
+pub use evolve::{Ledger, Row, RunResult, TrotterEntry, TruncationEntry, run};

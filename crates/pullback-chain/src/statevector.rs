@@ -14,4 +14,5 @@ mod state;
 pub(crate) use measure::entropy as entropy_of;
 pub use plan::Plan;
 pub use real::Real;
+pub(crate) use state::free_memory;
 pub use state::{Precision, StateVector};

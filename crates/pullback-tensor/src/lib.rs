@@ -8,6 +8,7 @@
 //! - [`eigh`] and [`Eigh`]: eigenvalues and vectors of a Hermitian matrix.
 //! - [`eigenvalues`]: those of any square matrix.
 //! - [`qr`] and [`Qr`]: the thin decomposition.
+//! - [`multiply`], [`GramWork`]: products into memory that is there, and right singular vectors from the Gram matrix.
 //! - [`Rung`]: which method gave a result. [`svd_by`] and [`eigh_by`] ask for one.
 //! - [`Scalar`]: `f64` or [`c64`]; [`Mat`] and [`MatRef`] are faer's matrices.
 
@@ -16,14 +17,16 @@ mod eigh;
 mod error;
 mod general;
 mod jacobi;
+mod product;
 mod qr;
 mod scalar;
 mod svd;
 
 pub use eigh::{Eigh, eigh, eigh_by};
 pub use error::LinalgError;
-pub use faer::{Mat, MatRef, c64};
+pub use faer::{Mat, MatMut, MatRef, c64};
 pub use general::eigenvalues;
+pub use product::{GramWork, Threads, multiply, multiply_add, multiply_adjoint};
 pub use qr::{Qr, qr};
 pub use scalar::Scalar;
 pub use svd::{Rung, Svd, singular_values, svd, svd_by};

@@ -35,6 +35,10 @@ pub(crate) fn run(app: &App, command: Command) -> anyhow::Result<()> {
         Command::Adapt(adapt::Command::Explain(arguments)) => adapt::explain::run(app, &arguments),
         Command::Adapt(adapt::Command::Merge(arguments)) => adapt::merge::run(app, &arguments),
         Command::Chain(chain::Command::Qca(arguments)) => chain::qca::run(app, &arguments),
+        Command::Chain(chain::Command::Heisenberg(arguments)) => {
+            chain::heisenberg::run(app, &arguments)
+        }
+        Command::Chain(chain::Command::Ground(arguments)) => chain::ground::run(app, &arguments),
         Command::Chain(chain::Command::Run(arguments)) => chain::run::run(app, &arguments),
         Command::Tokenize(arguments) => tokenize::run(app, &arguments),
         Command::Show(arguments) => show::run(app, &arguments),

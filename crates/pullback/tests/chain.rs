@@ -171,3 +171,187 @@ fn mistakes_are_told_with_their_place() {
             .any(|m| m["name"] == "aklt")
     );
 }
+
+#[test]
+fn matrix_product_states_run_where_amplitudes_would_not_fit() {
+    let dir = TempDir::new().unwrap();
+    let rows = |engine: &str, sites: &str, at: &str| {
+        let observe = format!("X:{at},ZZ:{at},entropy:{at}");
+        json(&pullback(
+            dir.path(),
+            &[
+                "chain",
+                "run",
+                "--hamiltonian",
+                "-1*ZZ - 2*X",
+                "--sites",
+                sites,
+                "--state",
+                "+",
+                "--engine",
+                engine,
+                "--dt",
+                "0.05",
+                "--time",
+                "0.5",
+                "--every",
+                "5",
+                "--max-bond",
+                "50",
+                "--observe",
+                &observe,
+                "--json",
+            ],
+        ))
+    };
+    // Values of the infinite chain from the specification, at t = 0.25 and 0.5.
+    let known = [
+        (1, 0.836_157_679_218, 0.327_684_641_564, 0.180_324_336_192),
+        (2, 0.820_433_514_575, 0.359_132_970_851, 0.248_683_089_569),
+    ];
+    for engine in ["mps", "infinite"] {
+        let result = rows(engine, "80", "39");
+        for (row, x, zz, entropy) in known {
+            let row = &result["rows"][row];
+            assert!((row["X:39"].as_f64().unwrap() - x).abs() < 1e-6);
+            assert!((row["ZZ:39"].as_f64().unwrap() - zz).abs() < 1e-6);
+            assert!((row["entropy:39"].as_f64().unwrap() - entropy).abs() < 1e-6);
+        }
+        let ledger = &result["ledger"];
+        assert!(ledger["max_bond"].as_u64().unwrap() > 4);
+        assert!(ledger["discarded"].as_f64().unwrap() < 1e-9);
+        assert!(ledger["energy_drift"].as_f64().unwrap() < 1e-4);
+    }
+}
+
+#[test]
+fn ground_states_and_pulled_back_operators() {
+    let dir = TempDir::new().unwrap();
+    let found = json(&pullback(
+        dir.path(),
+        &[
+            "chain",
+            "ground",
+            "--hamiltonian",
+            "ising(g=1)",
+            "--sites",
+            "16",
+            "--max-bond",
+            "32",
+            "--observe",
+            "entropy:7,energy",
+            "--json",
+        ],
+    ));
+    let energy = found["energy"].as_f64().unwrap();
+    assert!((energy + 20.016_387_900_485).abs() < 1e-8);
+    assert!((found["energy_per_site"].as_f64().unwrap() - energy / 16.0).abs() < 1e-12);
+    assert!(
+        found["variance"].as_f64().unwrap().abs() < 1e-8 && found["sweeps"].as_u64().unwrap() > 1
+    );
+    assert!((found["values"]["energy"].as_f64().unwrap() - energy).abs() < 1e-9);
+    let pulled = json(&pullback(
+        dir.path(),
+        &[
+            "chain",
+            "heisenberg",
+            "--gate",
+            "swap",
+            "--operator",
+            "Z",
+            "--steps",
+            "3",
+            "--overlaps",
+            "Z",
+            "--json",
+        ],
+    ));
+    assert_eq!(pulled["support"], serde_json::json!([-6, -6]));
+    assert!(pulled["operator_entropy"].as_f64().unwrap() < 1e-12);
+    assert!((pulled["overlaps"]["Z"][0]["re"].as_f64().unwrap() - 1.0).abs() < 1e-12);
+    for (arguments, says) in [
+        (
+            &["chain", "ground", "--hamiltonian", "xx", "--sites", "1"][..],
+            "2 or more",
+        ),
+        (
+            &[
+                "chain",
+                "ground",
+                "--hamiltonian",
+                "xx",
+                "--sites",
+                "4",
+                "--max-bond",
+                "0",
+            ],
+            "--max-bond",
+        ),
+        (
+            &[
+                "chain",
+                "heisenberg",
+                "--gate",
+                "swap",
+                "--operator",
+                "ZZ",
+                "--steps",
+                "1",
+            ],
+            "two sites",
+        ),
+        (
+            &[
+                "chain",
+                "heisenberg",
+                "--gate",
+                "shift",
+                "--operator",
+                "Z",
+                "--steps",
+                "1",
+            ],
+            "shift",
+        ),
+        (
+            &[
+                "chain",
+                "run",
+                "--hamiltonian",
+                "xx",
+                "--sites",
+                "8",
+                "--ring",
+                "--engine",
+                "mps",
+                "--time",
+                "1",
+            ],
+            "open chain",
+        ),
+        (
+            &[
+                "chain",
+                "run",
+                "--hamiltonian",
+                "xx",
+                "--sites",
+                "8",
+                "--state",
+                "wall",
+                "--engine",
+                "infinite",
+                "--time",
+                "1",
+            ],
+            "one or two sites",
+        ),
+    ] {
+        let output = pullback(dir.path(), arguments);
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}");
+        assert!(
+            String::from_utf8_lossy(&output.stderr).contains(says),
+            "{arguments:?}"
+        );
+    }
+}

@@ -35,7 +35,7 @@ pub(super) fn write(
             json(serde_json::to_string(progress))?,
         ),
     ]);
-    let bytes = safetensors::serialize(engine.stored()?, Some(metadata)).map_err(|error| {
+    let bytes = safetensors::serialize(engine.stored(), Some(metadata)).map_err(|error| {
         ChainError::File {
             path: path.to_owned(),
             message: format!("cannot be written: {error}"),

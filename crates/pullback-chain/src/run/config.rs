@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::ChainError;
 use crate::hamiltonian::{Boundary, Hamiltonian};
 use crate::measure::Observable;
+use crate::mps::Truncation;
 use crate::qca::Qca;
 use crate::scheme::Scheme;
 use crate::site::Site;
@@ -19,6 +20,10 @@ pub enum EngineKind {
     Statevector,
     /// Generators of a stabilizer state, for Clifford automata.
     Stabilizer,
+    /// A matrix-product state.
+    Mps,
+    /// A matrix-product state of an infinite chain; sites are those at which observables may be asked for.
+    Infinite,
 }
 
 /// The configuration of a run; it decides on every figure.
@@ -42,6 +47,8 @@ pub struct RunConfig {
     pub engine: EngineKind,
     /// Single or double precision of amplitudes.
     pub precision: Precision,
+    /// What a matrix-product state keeps of a bond.
+    pub truncation: Truncation,
     /// The Trotter scheme of a Hamiltonian.
     pub scheme: String,
     /// Its step.

@@ -1,7 +1,9 @@
 //! The engines behind one interface.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
+use safetensors::View;
 use safetensors::tensor::{Dtype, TensorView};
 
 use crate::circuit::{PlacedGate, trotter_circuit};
@@ -16,8 +18,53 @@ use super::config::{Movement, RunConfig, Setting};
 /// Gates that are planned together.
 const PLANNED: usize = 4000;
 
-/// Numbers of a state as they are kept in a file: name, kind, length and bytes.
-pub(super) type Stored<'a> = Vec<(&'static str, TensorView<'a>)>;
+/// Numbers of a state as they are kept in a file, by name.
+pub(super) type Stored<'a> = Vec<(&'static str, Numbers<'a>)>;
+
+/// Numbers of one kind.
+pub(super) struct Numbers<'a> {
+    dtype: Dtype,
+    shape: [usize; 1],
+    bytes: Cow<'a, [u8]>,
+}
+
+impl<'a> Numbers<'a> {
+    /// Those of a state that has them one after the other.
+    pub(super) fn lent<T: bytemuck::Pod>(dtype: Dtype, x: &'a [T]) -> Self {
+        Self {
+            dtype,
+            shape: [x.len()],
+            bytes: Cow::Borrowed(bytemuck::cast_slice(x)),
+        }
+    }
+
+    /// Those that were gathered.
+    pub(super) fn gathered<T: bytemuck::Pod>(dtype: Dtype, x: &[T]) -> Self {
+        Self {
+            dtype,
+            shape: [x.len()],
+            bytes: Cow::Owned(bytemuck::cast_slice(x).to_vec()),
+        }
+    }
+}
+
+impl View for Numbers<'_> {
+    fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        Cow::Borrowed(&self.bytes)
+    }
+
+    fn data_len(&self) -> usize {
+        self.bytes.len()
+    }
+}
 
 /// Something that can be evolved, measured, kept and found again.
 pub(super) trait Engine: Measure {
@@ -25,17 +72,22 @@ pub(super) trait Engine: Measure {
     fn advance(&mut self, steps: usize) -> Result<(), ChainError>;
 
     /// The state in numbers.
-    fn stored(&self) -> Result<Stored<'_>, ChainError>;
+    fn stored(&self) -> Stored<'_>;
 
     /// Takes the state from what was stored; `false` if it is of another shape.
     fn restore(&mut self, name: &str, view: &TensorView<'_>) -> bool;
 
     /// The names under which it is stored.
-    fn names(&self) -> [&'static str; 2];
+    fn names(&self) -> &'static [&'static str];
+
+    /// What truncation took, of engines that truncate.
+    fn truncated(&self) -> Option<&crate::mps::Ledger> {
+        None
+    }
 }
 
 /// The gates of so many steps.
-fn gates(
+pub(super) fn gates(
     config: &RunConfig,
     setting: &Setting,
     steps: usize,
@@ -135,12 +187,12 @@ impl<T: Storable> Engine for Amplitudes<'_, T> {
         Ok(())
     }
 
-    fn stored(&self) -> Result<Stored<'_>, ChainError> {
+    fn stored(&self) -> Stored<'_> {
         let (re, im) = self.state.parts();
-        [("re", re), ("im", im)]
-            .into_iter()
-            .map(|(name, x)| Ok((name, view(T::DTYPE, x)?)))
-            .collect()
+        vec![
+            ("re", Numbers::lent(T::DTYPE, re)),
+            ("im", Numbers::lent(T::DTYPE, im)),
+        ]
     }
 
     fn restore(&mut self, name: &str, stored: &TensorView<'_>) -> bool {
@@ -163,8 +215,8 @@ impl<T: Storable> Engine for Amplitudes<'_, T> {
         }
     }
 
-    fn names(&self) -> [&'static str; 2] {
-        ["re", "im"]
+    fn names(&self) -> &'static [&'static str] {
+        &["re", "im"]
     }
 }
 
@@ -255,15 +307,12 @@ impl Engine for Generators<'_> {
         Ok(())
     }
 
-    fn stored(&self) -> Result<Stored<'_>, ChainError> {
+    fn stored(&self) -> Stored<'_> {
         let [stabilizers, destabilizers] = self.state.words();
-        [
-            ("stabilizers", stabilizers),
-            ("destabilizers", destabilizers),
+        vec![
+            ("stabilizers", Numbers::lent(Dtype::U64, stabilizers)),
+            ("destabilizers", Numbers::lent(Dtype::U64, destabilizers)),
         ]
-        .into_iter()
-        .map(|(name, x)| Ok((name, view(Dtype::U64, x)?)))
-        .collect()
     }
 
     fn restore(&mut self, name: &str, stored: &TensorView<'_>) -> bool {
@@ -271,19 +320,13 @@ impl Engine for Generators<'_> {
         stored.dtype() == Dtype::U64 && self.state.set_words(name == "stabilizers", read)
     }
 
-    fn names(&self) -> [&'static str; 2] {
-        ["stabilizers", "destabilizers"]
+    fn names(&self) -> &'static [&'static str] {
+        &["stabilizers", "destabilizers"]
     }
 }
 
-fn view<T: bytemuck::Pod>(dtype: Dtype, x: &[T]) -> Result<TensorView<'_>, ChainError> {
-    TensorView::new(dtype, vec![x.len()], bytemuck::cast_slice(x)).map_err(|error| {
-        ChainError::value("a stored state", error, "expected one that can be written")
-    })
-}
-
 /// Numbers of bytes that need not lie as numbers must.
-fn numbers<T: bytemuck::Pod>(bytes: &[u8]) -> Vec<T> {
+pub(super) fn numbers<T: bytemuck::Pod>(bytes: &[u8]) -> Vec<T> {
     bytes
         .chunks_exact(size_of::<T>())
         .map(bytemuck::pod_read_unaligned)

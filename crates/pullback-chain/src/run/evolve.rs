@@ -8,12 +8,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::error::ChainError;
+use crate::mps;
 use crate::scheme::Scheme;
 use crate::statevector::Precision;
 
 use super::checkpoint;
 use super::config::{EngineKind, Movement, RunConfig, Setting};
 use super::engine::{Amplitudes, Engine, Generators};
+use super::tensors::{Cells, Tensors};
 
 /// Time between checkpoints.
 const CHECKPOINT: Duration = Duration::from_secs(20);
@@ -33,8 +35,20 @@ pub struct Ledger {
     pub energy_drift: Option<f64>,
     /// The largest bond dimension, of engines that have one.
     pub max_bond: Option<usize>,
+    /// What truncation took, bond by bond, and how far off the state can be.
+    pub truncation: Option<TruncationEntry>,
     /// The steps of a Hamiltonian.
     pub trotter: Option<TrotterEntry>,
+}
+
+/// What truncation took from a state.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TruncationEntry {
+    /// The weight discarded at each bond.
+    pub by_bond: Vec<f64>,
+    /// The norm of the difference from the same run without truncation is no larger, before normalising.
+    /// `None` for infinite chains.
+    pub error_bound: Option<f64>,
 }
 
 /// How a Hamiltonian was cut into steps.
@@ -97,6 +111,25 @@ pub fn run(
             dir,
             control,
         ),
+        (EngineKind::Mps, Precision::Double) => evolve(
+            Tensors::new(config, &setting)?,
+            config,
+            &setting,
+            dir,
+            control,
+        ),
+        (EngineKind::Infinite, Precision::Double) => evolve(
+            Cells::new(config, &setting)?,
+            config,
+            &setting,
+            dir,
+            control,
+        ),
+        (EngineKind::Mps | EngineKind::Infinite, Precision::Single) => Err(ChainError::value(
+            "the precision of a matrix-product state",
+            "single",
+            "expected double",
+        )),
         (EngineKind::Stabilizer, _) => evolve(
             Generators::new(config, &setting)?,
             config,
@@ -138,7 +171,14 @@ fn evolve(
         progress.steps += steps;
         record(&mut progress, &engine, config, setting)?;
         stage.set(progress.steps as u64);
-        stage.message(&format!("norm off by {:.1e}", progress.norm_drift));
+        stage.message(&match engine.truncated() {
+            Some(ledger) => format!(
+                "bond {}, discarded {:.1e}",
+                ledger.max_bond,
+                ledger.discarded()
+            ),
+            None => format!("norm off by {:.1e}", progress.norm_drift),
+        });
         if let Some(file) = file.as_ref().filter(|_| written.elapsed() >= CHECKPOINT) {
             checkpoint::write(file, config, &progress, &engine)?;
             written = Instant::now();
@@ -149,13 +189,18 @@ fn evolve(
         Movement::Hamiltonian(_, scheme) => Some(entry(scheme, config)),
         Movement::Automaton(_) => None,
     };
+    let truncated = engine.truncated();
     Ok(RunResult {
         rows: progress.rows,
         ledger: Ledger {
-            discarded: 0.0,
+            discarded: truncated.map_or(0.0, mps::Ledger::discarded),
             norm_drift: progress.norm_drift,
             energy_drift: progress.energy_drift,
-            max_bond: None,
+            max_bond: truncated.map(|ledger| ledger.max_bond),
+            truncation: truncated.map(|ledger| TruncationEntry {
+                by_bond: ledger.by_bond.clone(),
+                error_bound: (config.engine == EngineKind::Mps).then_some(ledger.error_bound),
+            }),
             trotter,
         },
         seconds: start.elapsed().as_secs_f64(),

@@ -237,7 +237,7 @@ fn amplitudes(locals: &[Vec<c64>]) -> Vec<c64> {
 }
 
 /// Memory that can be had, in bytes; half of what an address can hold where the system does not say.
-fn free_memory() -> f64 {
+pub(crate) fn free_memory() -> f64 {
     let told = std::fs::read_to_string("/proc/meminfo")
         .ok()
         .and_then(|text| {

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use pullback_artifact::{write_atomic, write_json};
-use pullback_chain::{AUTOMATA, Card, GATES, Hamiltonian, Mpu, Named, Qca, Scheme, Site, card};
+use pullback_chain::{AUTOMATA, Card, GATES, Hamiltonian, Mpu, Named, Qca, Scheme, card};
 use pullback_report::chain::{ChainPage, Curves, Table, Tile, render, tile_figure};
 use pullback_report::number::{count, significant};
 use pullback_report::plot::{Caption, Colours, Field, Series};
@@ -75,10 +75,7 @@ pub(crate) fn run(app: &App, arguments: &Arguments) -> anyhow::Result<()> {
             format!("unitary (off by {defect:.1e}), index {index:.6} bits\n")
         });
     }
-    let site = match arguments.site.clock {
-        Some(positions) => Site::clock(positions)?,
-        None => Site::spin(&arguments.site.spin)?,
-    };
+    let site = arguments.site.site()?;
     let qca = match (&arguments.gate, &arguments.hamiltonian) {
         (_, Some(h)) => Qca::trotter(
             &Hamiltonian::parse(h, site)?,

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::bail;
 use pullback_artifact::{Manifest, PartialDir, write_atomic, write_json};
-use pullback_chain::{Boundary, EngineKind, Precision, RunConfig, RunResult};
+use pullback_chain::{Boundary, EngineKind, Precision, RunConfig, RunResult, Truncation};
 use pullback_report::chain::{ChainPage, Curves, Tile, render};
 use pullback_report::number::{count, duration, significant};
 use pullback_report::plot::{Caption, Colours, Field, Series};
@@ -51,6 +51,12 @@ pub(crate) struct Arguments {
     /// Amplitudes in 32 bits
     #[arg(long)]
     single: bool,
+    /// The largest bond dimension of the engine mps
+    #[arg(long, default_value_t = Truncation::default().max_bond, value_name = "CHI")]
+    max_bond: usize,
+    /// The weight that one update of the engine mps may discard below that
+    #[arg(long, default_value_t = Truncation::default().cutoff, value_name = "WEIGHT")]
+    cutoff: f64,
     /// The Trotter scheme: first, leapfrog2, optimized2-5, suzuki4, optimized4-11, symmetric6-19, `a=…;b=…` or `leapfrog=…`
     #[arg(long, default_value = "optimized4-11")]
     scheme: String,
@@ -85,7 +91,15 @@ pub(crate) enum Engine {
     Statevector,
     /// Stabilizer generators: Clifford gates, thousands of sites
     Stabilizer,
+    /// A matrix-product state: long open chains, as far as --max-bond holds the entanglement
+    Mps,
+    /// A matrix-product state of the infinite chain, which --sites only numbers
+    Infinite,
 }
+
+/// The bound on the distance of states from which on figures are said to be doubtful: one of modulus 1 may be off by twice
+/// as much.
+const WORTH_SAYING: f64 = 0.05;
 
 impl Arguments {
     fn config(&self) -> anyhow::Result<RunConfig> {
@@ -113,12 +127,15 @@ impl Arguments {
             engine: match self.engine {
                 Engine::Statevector => EngineKind::Statevector,
                 Engine::Stabilizer => EngineKind::Stabilizer,
+                Engine::Mps => EngineKind::Mps,
+                Engine::Infinite => EngineKind::Infinite,
             },
             precision: if self.single {
                 Precision::Single
             } else {
                 Precision::Double
             },
+            truncation: Truncation::new(self.max_bond, self.cutoff)?,
             scheme: self.scheme.clone(),
             dt: self.dt,
             steps,
@@ -195,6 +212,23 @@ fn describe(result: &RunResult) -> String {
             .map_or_else(String::new, |e| format!(", energy off by {e:.1e}")),
         duration(result.seconds)
     );
+    if let (Some(max_bond), Some(truncation)) = (ledger.max_bond, &ledger.truncation) {
+        let bound = truncation.error_bound.map_or_else(String::new, |bound| {
+            format!("; truncation moved the state by {bound:.1e} at most")
+        });
+        let spent = match truncation.error_bound {
+            Some(bound) => bound > WORTH_SAYING,
+            None => ledger.discarded > WORTH_SAYING * WORTH_SAYING,
+        };
+        text += &format!(
+            "bond dimension {max_bond}{bound}{}\n",
+            if spent {
+                ": raise --max-bond before these figures are relied on"
+            } else {
+                ""
+            }
+        );
+    }
     text
 }
 
@@ -279,6 +313,21 @@ fn page(config: &RunConfig, result: &RunResult) -> ChainPage {
             "Energy drift",
             significant(drift, 2),
             "largest change of the energy in the rows in which it was measured",
+        ));
+    }
+    if let (Some(max_bond), Some(truncation)) = (ledger.max_bond, &ledger.truncation) {
+        tiles.push(Tile::new(
+            "Bond dimension",
+            count(max_bond as u64),
+            truncation.error_bound.map_or_else(
+                || "the largest there was".to_owned(),
+                |bound| {
+                    format!(
+                        "truncation moved the state by {} at most",
+                        significant(bound, 2)
+                    )
+                },
+            ),
         ));
     }
     let mut notes = vec![format!(
