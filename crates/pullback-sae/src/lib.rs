@@ -3,6 +3,7 @@
 //! - [`Dictionary`]: everything with an encoder and a decoder; its codes are [`SparseCodes`].
 //! - [`Sae`]: an autoencoder, transcoder or crosscoder of any kind; [`train()`] makes one from an activation store,
 //!   [`train_all`] several from one pass over rows.
+//! - [`Companion`]: a dictionary that learns together with the model beneath it.
 //! - [`Sites`]: what a dictionary is judged on, by [`evaluate_reconstruction`] and [`cross_entropy_scores`].
 //! - [`codes_file`]: activations and codes as safetensors files.
 //! - [`formats`]: the files of other programs; [`saelens`] is also pullback's own layout on disk.
@@ -23,6 +24,7 @@ mod kinds;
 mod learn;
 pub mod metrics;
 mod sae;
+mod sparsity;
 mod splice;
 pub mod synthetic;
 mod train;
@@ -46,6 +48,7 @@ pub use splice::{
     CrossEntropy, Splice, cross_entropy_score, cross_entropy_scores, splice_transcoder,
 };
 pub use train::{
-    CurvePoint, DecoderNorm, InputNorm, Job, SAE_KIND, SaeResult, Schedule, SiteResult,
-    TrainConfig, Trained, Training, Wiring, load, load_training, train, train_all,
+    Companion, CompanionState, CurvePoint, DecoderNorm, InputNorm, Job, Met, SAE_KIND, SaeResult,
+    Schedule, SiteResult, TrainConfig, Trained, Training, Wiring, load, load_training, train,
+    train_all,
 };
