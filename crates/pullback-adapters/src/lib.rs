@@ -3,11 +3,13 @@
 //! - [`Adapter`]: one of [`ResidualAdapter`] (`x ↦ x + W_out·act(W_in x + b_in)`), [`FeatureAdapter`] (a bias, a sparse
 //!   matrix or low-rank factors over the features of a dictionary) and [`LoraAdapter`] (updates of weight matrices).
 //! - [`train()`]: trains one on [`Sample`]s for an [`Objective`], by gradient through the blocks above the site.
+//! - [`cotrain()`]: grows a model and its dictionaries together, and judges what that is worth.
 //! - [`Pullback`]: a residual adapter's matrices read through a dictionary.
 //! - [`explain()`]: measures what each feature's activation really does, compares it with the linear
 //!   prediction and picks the features that changed most.
 
 mod adapter;
+mod cotrain;
 mod error;
 mod explain;
 mod feature;
@@ -21,6 +23,10 @@ mod tensor_file;
 mod train;
 
 pub use adapter::Adapter;
+pub use cotrain::{
+    COTRAIN_KIND, CotrainConfig, CotrainInput, CotrainResult, DictionarySummary, GrowPoint,
+    GrownSeed, JudgedDictionary, MODEL_KIND, ModelSummary, Spread, Summary, cotrain,
+};
 pub use error::AdapterError;
 pub use explain::{ChangedFeature, Explanation, HiddenUnit, agreement_on, explain, explain_on};
 pub use feature::FeatureAdapter;

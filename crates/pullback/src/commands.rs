@@ -31,6 +31,7 @@ pub(crate) fn run(app: &App, command: Command) -> anyhow::Result<()> {
         Command::Sae(sae::Command::Compare(arguments)) => sae::compare::run(app, &arguments),
         Command::Sae(sae::Command::Synthetic(arguments)) => sae::synthetic::run(app, &arguments),
         Command::Adapt(adapt::Command::Train(arguments)) => adapt::train::run(app, &arguments),
+        Command::Adapt(adapt::Command::Cotrain(arguments)) => adapt::cotrain::run(app, &arguments),
         Command::Adapt(adapt::Command::Explain(arguments)) => adapt::explain::run(app, &arguments),
         Command::Chain(chain::Command::Qca(arguments)) => chain::qca::run(app, &arguments),
         Command::Chain(chain::Command::Run(arguments)) => chain::run::run(app, &arguments),

@@ -6,6 +6,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{read_config, read_json};
@@ -29,7 +30,7 @@ const BESIDE: [&str; 9] = [
 
 /// The sizes of a model that does not exist yet: a Llama (RMS norm, rotary positions, gated MLP, no biases) whose output
 /// matrix is its embedding.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NewModel {
     /// Width of the residual stream.
     pub d_model: usize,

@@ -1,5 +1,6 @@
 //! `pullback adapt`: learned changes, pulled back and read.
 
+pub(crate) mod cotrain;
 pub(crate) mod explain;
 pub(crate) mod train;
 
@@ -10,4 +11,6 @@ pub(crate) enum Command {
     Train(Box<train::Arguments>),
     /// Pull an adapter back through an autoencoder and read what changed
     Explain(explain::Arguments),
+    /// Grow a model and its dictionaries together, beside a twin that grows alone, and judge both
+    Cotrain(Box<cotrain::Arguments>),
 }

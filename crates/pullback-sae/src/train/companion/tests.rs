@@ -135,6 +135,7 @@ fn the_loss_hangs_neither_on_the_length_of_activations_nor_on_the_gradient_along
 fn config(kind: KindConfig) -> TrainConfig {
     TrainConfig {
         batch: 30,
+        lr: 0.01,
         ..TrainConfig::new(M, kind, 5)
     }
 }
