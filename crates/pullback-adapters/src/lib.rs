@@ -38,6 +38,6 @@ pub use residual::{ADAPTER_KIND, Activation, ResidualAdapter};
 pub use samples::{Pair, Sample, built_in_samples, read_samples, split};
 pub use statistics::spearman;
 pub use train::{
-    AdapterResult, AdapterTraining, Basis, Length, Sparsity, TrainConfig, TrainInput,
+    AdapterResult, AdapterTraining, Basis, Gap, Length, Sparsity, TrainConfig, TrainInput,
     TrainedAdapter, data_digest, held_out_answers, load_training, train,
 };

@@ -26,6 +26,7 @@ pub mod metrics;
 mod sae;
 mod sparsity;
 mod splice;
+mod splice_rows;
 pub mod synthetic;
 mod train;
 
@@ -47,6 +48,7 @@ pub use sae::{Normalization, Sae, SaeParts, Selection};
 pub use splice::{
     CrossEntropy, Splice, cross_entropy_score, cross_entropy_scores, splice_transcoder,
 };
+pub use splice_rows::SplicedRows;
 pub use train::{
     Companion, CompanionState, CurvePoint, DecoderNorm, InputNorm, Job, Met, SAE_KIND, SaeResult,
     Schedule, SiteResult, TrainConfig, Trained, Training, Wiring, load, load_training, train,

@@ -78,6 +78,7 @@ fn aim<'a>(model: &'a Model, teacher: &'a Model, objective: Objective, first: us
         objective,
         leash: 0.3,
         first,
+        around: None,
     }
 }
 

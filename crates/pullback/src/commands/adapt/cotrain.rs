@@ -115,8 +115,8 @@ struct Dictionary {
     #[arg(long, default_value_t = 16)]
     k: usize,
     /// Peak learning rate of dictionaries
-    #[arg(long, value_name = "RATE", default_value_t = 3e-3)]
-    dictionary_lr: f64,
+    #[arg(long = "dictionary-lr", value_name = "RATE", default_value_t = 3e-3)]
+    rate: f64,
 }
 
 impl Arguments {
@@ -178,7 +178,7 @@ impl Arguments {
         config.dictionary.kind =
             KindConfig::named(&dictionary.kind, dictionary.features, dictionary.k)?;
         config.dictionary.features = dictionary.features;
-        config.dictionary.lr = dictionary.dictionary_lr;
+        config.dictionary.lr = dictionary.rate;
         Ok(config)
     }
 }

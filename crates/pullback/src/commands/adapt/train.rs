@@ -40,6 +40,10 @@ pub(crate) struct Arguments {
     /// The dictionary, for a basis over features (bias, sparse, low-rank)
     #[arg(long, value_name = "DIR")]
     sae: Option<PathBuf>,
+    /// lora: train the updates with the activation at the site replaced by this dictionary's reconstruction, to close the
+    /// gap that it leaves; with `--objective distill`, the model as it is is the teacher unless --teacher names one
+    #[arg(long, value_name = "DIR", conflicts_with = "sae")]
+    around: Option<PathBuf>,
     /// At most so many parameters: sets the rank (residual, lora, low-rank), the weights (sparse) or the entries (bias, sparse
     /// factors)
     #[arg(long, conflicts_with = "rank")]
@@ -81,7 +85,7 @@ struct Form {
     /// lora: the matrices that are updated (default: all of q, k, v, o, gate, up, down that the model has)
     #[arg(long, value_delimiter = ',', value_name = "NAMES")]
     matrices: Vec<String>,
-    /// lora: the blocks (default: that of the site)
+    /// lora: the blocks (default: that of the site; with --around, all after it)
     #[arg(long, value_delimiter = ',', value_name = "NUMBERS")]
     blocks: Vec<usize>,
     /// lora: the scale of the update times the rank (default: twice the rank)
@@ -255,7 +259,9 @@ impl Arguments {
             bail!("--rank does not belong to this basis: --budget says how many numbers it has");
         }
         let distills = learning.objective == ObjectiveName::Distill;
-        if distills != learning.teacher.is_some() {
+        only(self.around.is_some(), "--around", BasisName::Lora, "lora")?;
+        let taught = learning.teacher.is_some() || self.around.is_some() && distills;
+        if distills != taught {
             bail!("--objective distill and --teacher go together");
         }
         Ok(())
@@ -271,6 +277,11 @@ impl Arguments {
             BasisName::Lora => {
                 let rank = self.rank.unwrap_or(8);
                 let blocks = match &form.blocks[..] {
+                    // Around a dictionary, what comes after it can make up for what it leaves out.
+                    [] if self.around.is_some() => {
+                        let first = site.layer().map_or(0, |layer| layer + 1);
+                        (first..model.n_layers).collect()
+                    }
                     [] => site.layer().into_iter().collect(),
                     blocks => blocks.to_vec(),
                 };
@@ -339,6 +350,7 @@ impl Arguments {
                 ObjectiveName::Orpo => Objective::Orpo { weight: beta },
                 ObjectiveName::Distill => Objective::Distill,
             },
+            around: self.around.is_some(),
             leash: learning.leash,
             length: match (learning.steps, learning.epochs) {
                 (Some(steps), _) => Length::Steps(steps),
@@ -369,7 +381,7 @@ pub(crate) fn run(app: &App, arguments: &Arguments) -> anyhow::Result<()> {
         .site
         .unwrap_or_else(|| middle_site(config_of.n_layers));
     let mut input = TrainInput::new(&named.model, &named.name, &samples);
-    if let Some(path) = &arguments.sae {
+    if let Some(path) = arguments.sae.as_ref().or(arguments.around.as_ref()) {
         let (sae, manifest) = pullback_sae::load(path)?;
         manifest.check_model(&named.reference())?;
         manifest.check_site(&site.to_string())?;
