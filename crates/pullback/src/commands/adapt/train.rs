@@ -9,7 +9,7 @@ use pullback_adapters::{
     Activation, Basis, Length, Objective, Sparsity, TrainConfig, TrainInput, built_in_samples,
     read_samples, train,
 };
-use pullback_artifact::ParentRef;
+use pullback_artifact::{Manifest, ParentRef};
 use pullback_model::{ModelConfig, Site, WeightName};
 use pullback_sae::{Dictionary, SAE_KIND};
 use serde_json::json;
@@ -21,7 +21,8 @@ use crate::context::{App, NamedModel, make_room, middle_site};
 #[command(after_help = "Examples:\n  \
     pullback adapt train smollm2-135m-instruct --site blocks.15.hook_resid_post -o adapter\n  \
     pullback adapt train smollm2-135m-instruct --basis bias --sae sae --budget 64 --steps 80 -o bias\n  \
-    pullback adapt train smollm2-135m-instruct --basis lora --matrices q,v --blocks 14,15 --rank 4 -o lora\n\
+    pullback adapt train smollm2-135m-instruct --basis lora --matrices q,v --blocks 14,15 --rank 4 -o lora\n  \
+    pullback adapt train smollm2-135m-instruct --basis lora --around sae --objective distill --data text.jsonl -o lora\n\
     Data are JSON Lines of {\"prompt\": \"…\", \"answer\": \"…\"}, {\"messages\": […]} or {\"text\": \"…\"}, for preferences with\n\
     \"rejected\": \"…\" (the worse answer); every sixth line is held out.\n\
     Without --data, the built-in set teaches the manner of an old sailor.")]
@@ -377,9 +378,15 @@ pub(crate) fn run(app: &App, arguments: &Arguments) -> anyhow::Result<()> {
     make_room(&arguments.output, arguments.force)?;
     let named = app.load_model(&arguments.model)?;
     let config_of = named.model.config();
-    let site = arguments
-        .site
-        .unwrap_or_else(|| middle_site(config_of.n_layers));
+    let site = match (arguments.site, &arguments.around) {
+        (Some(site), _) => site,
+        // Where the dictionary was trained, unless it does not say.
+        (None, Some(path)) => match Manifest::load_kind(path, SAE_KIND)?.site {
+            Some(site) => site.parse()?,
+            None => middle_site(config_of.n_layers),
+        },
+        (None, None) => middle_site(config_of.n_layers),
+    };
     let mut input = TrainInput::new(&named.model, &named.name, &samples);
     if let Some(path) = arguments.sae.as_ref().or(arguments.around.as_ref()) {
         let (sae, manifest) = pullback_sae::load(path)?;
@@ -413,8 +420,17 @@ pub(crate) fn run(app: &App, arguments: &Arguments) -> anyhow::Result<()> {
             None => String::new(),
         };
         let rank = result.rank.map(|rank| format!(", rank {rank}"));
+        let gap = result.gap.map(|gap| {
+            format!(
+                "cross-entropy {:.4} clean, {:.4} with the dictionary, {:.4} with it and the updates: {:.0} % of the gap is closed\n",
+                gap.ce_clean,
+                gap.ce_spliced,
+                gap.ce_adapted,
+                100.0 * gap.closed()
+            )
+        });
         format!(
-            "{}{}{place}: {} parameters, {} of them not zero\nheld-out loss {:.3} before, {:.3} after {} steps\n{}\n",
+            "{}{}{place}: {} parameters, {} of them not zero\nheld-out loss {:.3} before, {:.3} after {} steps\n{}{}\n",
             result.basis,
             rank.unwrap_or_default(),
             result.parameters,
@@ -422,6 +438,7 @@ pub(crate) fn run(app: &App, arguments: &Arguments) -> anyhow::Result<()> {
             result.loss_before,
             result.loss_after,
             result.kept_step,
+            gap.unwrap_or_default(),
             arguments.output.display()
         )
     })
