@@ -10,6 +10,8 @@ mod judge;
 mod optimizer;
 mod step;
 mod summary;
+#[cfg(test)]
+mod tests;
 
 use std::path::Path;
 use std::time::Instant;

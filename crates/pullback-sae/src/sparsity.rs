@@ -4,13 +4,15 @@ use pullback_kernels::sparse::encode_each;
 
 use crate::{Sae, SaeError, Selection};
 
-/// Rows that thresholds are set on, at most.
-const ROWS: usize = 8192;
+/// Rows that thresholds are set on, at most, and their pre-activations.
+const ROWS: usize = 1 << 16;
+const ENTRIES: usize = 1 << 26;
 
 impl Sae {
     /// The same dictionary with `k` active features a token, so that others can be compared with it. One that takes the
     /// largest takes `k` of them. The thresholds of one that has thresholds are all moved by one number, the one at which
-    /// `k` features a token are active on average over the rows `x [n, d]`; it does not go below zero.
+    /// `k` features a token are active on average over the rows `x [n, d]` (less where several are equally near); none goes
+    /// below zero.
     ///
     /// # Errors
     /// `k` is not between 1 and the number of features; there are no rows; features are chosen in another way; too few
@@ -26,7 +28,7 @@ impl Sae {
         match &mut parts.selection {
             Selection::TopK { k: own } => *own = k,
             Selection::Threshold { thresholds } => {
-                let rows = (x.len() / d).min(ROWS);
+                let rows = (x.len() / d).min(ROWS).min((ENTRIES / m).max(1));
                 if rows == 0 {
                     return Err(SaeError::Option(
                         "thresholds are set on rows, and there are none".to_owned(),

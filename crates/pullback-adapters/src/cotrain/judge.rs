@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use burn::tensor::{DType, Device};
-use pullback_activations::{Corpus, Feed, ModelFeed};
+use pullback_activations::{Corpus, ModelFeed};
 use pullback_artifact::Control;
 use pullback_model::{Model, ModelFiles, Site, Weights};
 use pullback_sae::{
@@ -96,18 +96,19 @@ impl Judge<'_> {
         if !jobs.is_empty() {
             train_all(&feed, &jobs, control, &mut |_, _| Ok(()))?;
         }
-        let known = feed
-            .piece(0, control)
-            .map_err(pullback_sae::SaeError::from)?;
         let mut judged = Vec::new();
         for (set, place) in sets {
             for (number, &site) in config.sites.iter().enumerate() {
                 let path = place.join(site.to_string());
                 let (sae, _) = pullback_sae::load(&path)?;
-                let sae = sae.with_l0(config.k(), &known.sites[number])?;
-                let dictionary: Arc<dyn Dictionary> = Arc::new(sae);
-                let sites = Sites::of(&feed.held_out_stores()[number]);
+                let store = &feed.held_out_stores()[number];
+                let sites = Sites::of(store);
                 let rows = sites.normal_rows(true);
+                let mut known = vec![0.0; rows.len() * store.info().d];
+                store.gather(&rows, &mut known);
+                // Where that takes a threshold, it is set on the rows that are judged: one number, the same for all.
+                let sae = sae.with_l0(config.k(), &known)?;
+                let dictionary: Arc<dyn Dictionary> = Arc::new(sae);
                 let found = evaluate_reconstruction(&dictionary, &sites, &rows, control)?;
                 let scores = cross_entropy_scores(&model, &sites, &dictionary, SEQUENCES, control)?;
                 let Some(&cross_entropy) = scores.first() else {
