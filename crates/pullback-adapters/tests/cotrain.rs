@@ -17,7 +17,7 @@ use pullback_adapters::{
 };
 use pullback_artifact::{Control, Manifest, ModelRef};
 use pullback_model::{Model, NewModel, Site};
-use pullback_sae::{Dictionary, KindConfig, TrainConfig};
+use pullback_sae::{Dictionary, InputNorm, KindConfig, TrainConfig};
 
 fn config() -> CotrainConfig {
     let mut config = CotrainConfig::new(vec![Site::resid_post(0), Site::resid_post(1)], 1);
@@ -37,6 +37,7 @@ fn config() -> CotrainConfig {
     config.tokens = 2000;
     config.dictionary = TrainConfig {
         lr: 0.01,
+        input_norm: InputNorm::ConstantNorm,
         ..TrainConfig::new(40, KindConfig::TopK { k: 4 }, 1)
     };
     config

@@ -2,7 +2,7 @@
 
 use pullback_kernels::sparse::encode_each;
 
-use crate::{Sae, SaeError, Selection};
+use crate::{Dictionary, Sae, SaeError, Selection};
 
 /// Rows that thresholds are set on, at most, and their pre-activations.
 const ROWS: usize = 1 << 16;
@@ -18,15 +18,14 @@ impl Sae {
     /// `k` is not between 1 and the number of features; there are no rows; features are chosen in another way; too few
     /// pre-activations are above zero.
     pub fn with_l0(self, k: usize, x: &[f32]) -> Result<Self, SaeError> {
-        let mut parts = self.into_parts();
-        let (m, d) = (parts.encoder_bias.len(), parts.input_bias.len());
+        let (m, d) = (self.n_features(), self.d());
         if k == 0 || k > m {
             return Err(SaeError::Option(format!(
                 "{k} active features a token are asked for, it must be between 1 and the {m} features"
             )));
         }
-        match &mut parts.selection {
-            Selection::TopK { k: own } => *own = k,
+        let selection = match self.selection() {
+            Selection::TopK { .. } => Selection::TopK { k },
             Selection::Threshold { thresholds } => {
                 let rows = (x.len() / d).min(ROWS).min((ENTRIES / m).max(1));
                 if rows == 0 {
@@ -34,11 +33,9 @@ impl Sae {
                         "thresholds are set on rows, and there are none".to_owned(),
                     ));
                 }
-                let own = thresholds.clone();
-                let margins = margins(&parts, &own, &x[..rows * d])?;
-                let shift = shift(margins, k * rows)?;
-                let thresholds = own.iter().map(|t| (t + shift).max(0.0)).collect();
-                parts.selection = Selection::Threshold { thresholds };
+                let shift = shift(self.margins(thresholds, &x[..rows * d]), k * rows)?;
+                let thresholds = thresholds.iter().map(|t| (t + shift).max(0.0)).collect();
+                Selection::Threshold { thresholds }
             }
             other => {
                 return Err(SaeError::Option(format!(
@@ -46,30 +43,22 @@ impl Sae {
                     other.name()
                 )));
             }
-        }
-        Self::new(parts)
+        };
+        Self::new(crate::SaeParts {
+            selection,
+            ..self.into_parts()
+        })
     }
-}
 
-/// How far above its threshold each pre-activation above zero is.
-fn margins(parts: &crate::SaeParts, thresholds: &[f32], x: &[f32]) -> Result<Vec<f32>, SaeError> {
-    if parts.normalization != crate::Normalization::None {
-        return Err(SaeError::Option(
-            "thresholds are not moved where activations are normalised row by row".to_owned(),
-        ));
+    /// How far above its threshold each pre-activation above zero is.
+    fn margins(&self, thresholds: &[f32], x: &[f32]) -> Vec<f32> {
+        let x = self.prepared(x);
+        let codes = encode_each(&x, self.encoder(), self.encoder_bias(), |_, pre| pre);
+        let entries = codes.features().iter().zip(codes.values());
+        entries
+            .map(|(&feature, pre)| pre - thresholds[feature as usize])
+            .collect()
     }
-    let d = parts.input_bias.len();
-    let mut centred = x.to_vec();
-    for row in centred.chunks_exact_mut(d) {
-        for (x, b) in row.iter_mut().zip(&parts.input_bias) {
-            *x -= b;
-        }
-    }
-    let codes = encode_each(&centred, &parts.encoder, &parts.encoder_bias, |_, pre| pre);
-    let entries = codes.features().iter().zip(codes.values());
-    Ok(entries
-        .map(|(&feature, pre)| pre - thresholds[feature as usize])
-        .collect())
 }
 
 /// The number that `count` of the margins are above.

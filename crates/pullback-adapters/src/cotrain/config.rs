@@ -1,7 +1,7 @@
 //! How a model and its dictionaries are grown together.
 
 use pullback_model::{NewModel, Place, Site};
-use pullback_sae::{KindConfig, TrainConfig};
+use pullback_sae::{InputNorm, KindConfig, TrainConfig};
 use serde::{Deserialize, Serialize};
 
 use crate::AdapterError;
@@ -60,6 +60,7 @@ impl CotrainConfig {
             weight_decay: 0.1,
             dictionary: TrainConfig {
                 lr: 3e-3,
+                input_norm: InputNorm::ConstantNorm,
                 ..TrainConfig::new(FEATURES, kind, seed)
             },
             seed,

@@ -2,7 +2,7 @@
 
 use burn::tensor::{DType, Device};
 use pullback_model::{Model, ModelFiles, NewModel, Site, Weights};
-use pullback_sae::{Companion, KindConfig, TrainConfig};
+use pullback_sae::{Companion, InputNorm, KindConfig, TrainConfig};
 
 use super::optimizer::Learned;
 use super::step::{Companions, joint_step};
@@ -22,6 +22,7 @@ fn companions(sites: &[Site]) -> Companions {
 fn start(x: &[f32], d: usize) -> Result<Companion, AdapterError> {
     let config = TrainConfig {
         aux_coefficient: 0.0,
+        input_norm: InputNorm::ConstantNorm,
         ..TrainConfig::new(24, KindConfig::TopK { k: 24 }, 3)
     };
     Ok(Companion::start(&config, 10, x, d)?)

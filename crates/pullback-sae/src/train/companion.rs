@@ -13,19 +13,18 @@ use super::{SAE_KIND, TrainConfig, Training, Wire, Wires, Wiring};
 use crate::kinds::{Kind, KindConfig};
 use crate::learn::{Adam, Batch, Moments, Parameters, Rows, Step, update};
 use crate::saelens::{self, SaeLensMetadata};
-use crate::{InputNorm, Sae, SaeError};
+use crate::{InputNorm, Normalization, Sae, SaeError};
 
-/// What the mean length of activations moves towards that of a batch.
-const RATE: f64 = 0.02;
 /// Batches without a firing before which no feature counts as dead.
 const LEAST_BATCHES: usize = 10;
 
 /// A dictionary in training beside the model whose activations it reconstructs.
 ///
-/// What it minimises is the share of variance that it leaves unexplained. Activations are measured in their own mean
-/// length, batch by batch, `u = x·√d / mean‖x‖`, and the loss is `Σ‖u − û‖² / Σ‖u − ū‖²`, with gradients through both: neither
-/// a model that makes its activations smaller nor one that adds a constant to them changes it. (Lai and Heimersheim divide
-/// `‖x − x̂‖²` by the length, not by its square, which does fall with the length.)
+/// What it minimises is the share of variance that it leaves unexplained. Each activation is measured in its own length,
+/// `u = x·√d / ‖x‖`, and the loss is `Σ‖u − û‖² / Σ‖u − ū‖²`, with gradients through both: a model gains nothing by making
+/// activations shorter or longer, all of them or some, nor by adding a constant. (Lai and Heimersheim divide `‖x − x̂‖²` by the
+/// mean length, which falls with the length. Where one length measures the whole batch, a model learns to make a few rows so
+/// long that they are nearly all of the variance.)
 pub struct Companion {
     config: TrainConfig,
     steps: usize,
@@ -41,8 +40,6 @@ pub struct Companion {
 pub struct CompanionState {
     /// Steps done.
     pub step: usize,
-    /// Sum of mean lengths, each with its weight, and the sum of weights.
-    length: (f64, f64),
     /// Steps since each feature fired.
     silent: Vec<u32>,
     /// What the kind remembers of earlier batches.
@@ -77,9 +74,9 @@ impl Companion {
     ) -> Result<Self, SaeError> {
         config.check(None)?;
         check_kind(&config.kind)?;
-        if config.input_norm != InputNorm::Average {
+        if config.input_norm != InputNorm::ConstantNorm {
             return Err(SaeError::Option(
-                "a dictionary that grows with its model measures activations in their mean length (average)"
+                "a dictionary that grows with its model measures each activation in its own length (constant-norm)"
                     .to_owned(),
             ));
         }
@@ -95,11 +92,7 @@ impl Companion {
             outputs: vec![wire],
         };
         let kind = config.kind.build(config.aux(d));
-        let mut u = x.to_vec();
-        let factor = factor(x, d);
-        for u in &mut u {
-            *u *= factor as f32;
-        }
+        let u = by_length(x, d);
         let spread = variance(&u, d);
         if !(spread.is_finite() && spread > 0.0) {
             return Err(SaeError::Option(format!(
@@ -171,11 +164,6 @@ impl Companion {
         }
         state.step += 1;
         state.memory = self.kind.memory();
-        let (sum, weight) = state.length;
-        state.length = (
-            sum + RATE * (joint.length - sum),
-            weight + RATE * (1.0 - weight),
-        );
         Ok(Met {
             unexplained: joint.batch.reconstruction,
             l0: joint.batch.active as f64 / rows.max(1) as f64,
@@ -184,18 +172,12 @@ impl Companion {
         })
     }
 
-    /// The dictionary as it is now, in the units of the activations of the last steps.
+    /// The dictionary as it is now.
     ///
     /// # Errors
-    /// There was no step.
+    /// Never for numbers that training left.
     pub fn sae(&self) -> Result<Sae, SaeError> {
-        let (sum, weight) = self.state.length;
-        if weight == 0.0 {
-            return Err(SaeError::Option(
-                "a dictionary without a step of training knows no lengths".to_owned(),
-            ));
-        }
-        let units = Units::Factors(vec![((self.d as f64).sqrt() * weight / sum, self.d)]);
+        let units = Units::Rows(Normalization::ConstantNorm, self.d);
         in_units_of_activations(&self.parameters, &*self.kind, &units, &units)
     }
 
@@ -307,29 +289,36 @@ fn check_kind(kind: &KindConfig) -> Result<(), SaeError> {
     }
 }
 
-/// A batch in the units of its own length.
+/// A batch whose activations are measured in their own lengths.
 struct Joint<T> {
     batch: Batch<T>,
     /// Of the unexplained share in the activations.
     gradient: Vec<T>,
-    /// `mean ‖x‖`.
-    length: f64,
 }
 
-/// `√d / mean ‖x‖`.
-fn factor<T: Real>(x: &[T], d: usize) -> f64 {
-    (d as f64).sqrt() / mean_length(x, d)
-}
-
-fn lengths<T: Real>(x: &[T], d: usize) -> Vec<f64> {
+/// `√d / ‖x‖` of each row; a row of zeros stays as it is.
+fn factors<T: Real>(x: &[T], d: usize) -> Vec<f64> {
     let square = |row: &[T]| row.iter().map(|x| x.as_f64() * x.as_f64()).sum::<f64>();
-    x.chunks_exact(d).map(|row| square(row).sqrt()).collect()
+    let rows = x.chunks_exact(d).map(square);
+    rows.map(|square| {
+        if square > 0.0 {
+            (d as f64 / square).sqrt()
+        } else {
+            1.0
+        }
+    })
+    .collect()
 }
 
-fn mean_length<T: Real>(x: &[T], d: usize) -> f64 {
-    let lengths = lengths(x, d);
-    // Of activations that are all zero the unit does not matter.
-    (lengths.iter().sum::<f64>() / lengths.len() as f64).max(f64::MIN_POSITIVE)
+/// Each row at the length `√d`.
+fn by_length<T: Real>(x: &[T], d: usize) -> Vec<T> {
+    let mut u = x.to_vec();
+    for (row, factor) in u.chunks_exact_mut(d).zip(factors(x, d)) {
+        for u in row {
+            *u *= T::of(factor);
+        }
+    }
+    u
 }
 
 /// The unexplained share of variance of activations `x [n, d]`, the dictionary's gradients, and that in `x`.
@@ -341,10 +330,7 @@ fn joint_batch<T: Real>(
 ) -> Joint<T> {
     let d = parameters.d;
     let n = (x.len() / d) as f64;
-    let lengths = lengths(x, d);
-    let length = mean_length(x, d);
-    let factor = (d as f64).sqrt() / length;
-    let u: Vec<T> = x.iter().map(|&x| x * T::of(factor)).collect();
+    let u = by_length(x, d);
     let mut mean = vec![0.0; d];
     for row in u.chunks_exact(d) {
         for (mean, u) in mean.iter_mut().zip(row) {
@@ -368,27 +354,19 @@ fn joint_batch<T: Real>(
     let mut gradient = batch.by_rows(&parameters.encoder, d);
     // Through the variance: L = R/V with V = mean ‖u − ū‖².
     let by_variance = -batch.reconstruction / variance * 2.0 / n;
-    let mut along = 0.0;
-    for (row, u) in gradient.chunks_exact_mut(d).zip(u.chunks_exact(d)) {
+    // Through the unit: u = √d·x/‖x‖ has no part along x, and across it the factor √d/‖x‖.
+    let rows = gradient.chunks_exact_mut(d).zip(u.chunks_exact(d));
+    for ((row, u), factor) in rows.zip(factors(x, d)) {
+        let mut along = 0.0;
         for ((g, u), mean) in row.iter_mut().zip(u).zip(&mean) {
             *g += T::of(by_variance * (u.as_f64() - mean));
-            along += g.as_f64() * u.as_f64();
+            along += g.as_f64() * u.as_f64() / d as f64;
+        }
+        for (g, u) in row.iter_mut().zip(u) {
+            *g = T::of(factor * (g.as_f64() - along * u.as_f64()));
         }
     }
-    // Through the unit: u = s·x with s = √d / mean ‖x‖, so ∂s/∂xᵢ = −s/(n·mean ‖x‖) · xᵢ/‖xᵢ‖; `along` is s·Σ ∂u·x.
-    let by_length = along / (n * length);
-    let rows = gradient.chunks_exact_mut(d).zip(x.chunks_exact(d));
-    for ((row, x), size) in rows.zip(lengths) {
-        let by_length = if size > 0.0 { by_length / size } else { 0.0 };
-        for (g, x) in row.iter_mut().zip(x) {
-            *g = T::of(factor * g.as_f64() - by_length * x.as_f64());
-        }
-    }
-    Joint {
-        batch,
-        gradient,
-        length,
-    }
+    Joint { batch, gradient }
 }
 
 #[cfg(test)]

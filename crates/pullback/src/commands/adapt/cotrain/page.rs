@@ -32,8 +32,8 @@ pub(super) fn render(result: &CotrainResult) -> String {
         notes: vec![
             format!(
                 "The co-trained model minimises its cross-entropy plus {} times the mean over {} sites of Σ‖u − û‖²/Σ‖u − ū‖², \
-                 where u are activations in units of their mean length. That share does not change when activations are \
-                 scaled.",
+                 where u are activations, each in units of its own length. That share does not change with the lengths of \
+                 activations.",
                 config.weight,
                 config.sites.len()
             ),
