@@ -11,6 +11,9 @@ pub struct SplicedRows<'a> {
     replaced: Vec<bool>,
     codes: SparseCodes<f32>,
     values: Vec<f32>,
+    /// Where each activation is brought to the length `√d` first: the factor of each row.
+    factors: Option<Vec<f32>>,
+    given: Vec<f32>,
 }
 
 impl<'a> SplicedRows<'a> {
@@ -18,7 +21,7 @@ impl<'a> SplicedRows<'a> {
     ///
     /// # Errors
     /// The dictionary is no autoencoder of this width, or one whose derivative is not implemented: with a skip matrix, or
-    /// activations normalised row by row.
+    /// activations that are centred one by one.
     pub fn new(sae: &'a Sae, x: &[f32], replaced: Vec<bool>) -> Result<Self, SaeError> {
         let d = sae.d();
         if d != sae.d_out() || x.len() != replaced.len() * d {
@@ -30,9 +33,9 @@ impl<'a> SplicedRows<'a> {
             )));
         }
         let parts = sae.parts();
-        if parts.normalization != Normalization::None || parts.skip.is_some() {
+        if parts.normalization == Normalization::Layer || parts.skip.is_some() {
             return Err(SaeError::Option(
-                "gradients do not flow through a dictionary with a skip matrix, or one that normalises activations row by row"
+                "gradients do not flow through a dictionary with a skip matrix, or one that centres activations one by one"
                     .to_owned(),
             ));
         }
@@ -47,11 +50,18 @@ impl<'a> SplicedRows<'a> {
             let span = row * d..(row + 1) * d;
             values[span.clone()].copy_from_slice(&made[span]);
         }
+        let by_row = parts.normalization == Normalization::ConstantNorm;
+        let factors = by_row.then(|| {
+            let rows = x.chunks_exact(d);
+            rows.map(|row| parts.normalization.of_row(row).1).collect()
+        });
         Ok(Self {
             sae,
             replaced,
             codes,
             values,
+            factors,
+            given: x.to_vec(),
         })
     }
 
@@ -80,6 +90,20 @@ impl<'a> SplicedRows<'a> {
             by_code.push(features, &scaled);
         }
         let mut out = decode(&by_code, sae.encoder(), &vec![0.0; d]);
+        if let Some(factors) = &self.factors {
+            // y = r·f(u) with u = x/r and r = ‖x‖/√d: through u comes what is across it, and through r, whose derivative is
+            // u/d, the part of the gradient along f(u) = y/r.
+            let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
+            for (row, &factor) in factors.iter().enumerate() {
+                let span = row * d..(row + 1) * d;
+                let (x, y) = (&self.given[span.clone()], &self.values[span.clone()]);
+                let across = dot(&out[span.clone()], x);
+                let along = factor * factor * (dot(&gradient[span.clone()], y) - across) / d as f32;
+                for (out, x) in out[span].iter_mut().zip(x) {
+                    *out += along * x;
+                }
+            }
+        }
         for (row, replaced) in self.replaced.iter().enumerate() {
             if !replaced {
                 let span = row * d..(row + 1) * d;
@@ -105,7 +129,7 @@ mod tests {
             .collect()
     }
 
-    fn sae(selection: Selection) -> Sae {
+    fn sae(selection: Selection, normalization: Normalization) -> Sae {
         Sae::new(SaeParts {
             selection,
             encoder: numbers(0.2, M * D),
@@ -113,7 +137,7 @@ mod tests {
             decoder: numbers(2.3, M * D),
             decoder_bias: numbers(0.4, D),
             input_bias: numbers(0.7, D),
-            normalization: Normalization::None,
+            normalization,
             skip: None,
         })
         .unwrap()
@@ -123,18 +147,20 @@ mod tests {
     /// at sums of some tens over a step of 2e-3 allows 1e-2 at most, and the gradient is of the order of ten.
     #[test]
     fn what_is_pulled_back_is_the_derivative() {
-        for selection in [
-            Selection::TopK { k: 4 },
-            Selection::Relu,
-            Selection::Threshold {
-                thresholds: vec![0.4; M],
-            },
-            Selection::Gated {
-                scales: numbers(3.0, M).iter().map(|x| x.exp()).collect(),
-                biases: numbers(4.0, M).iter().map(|x| x + 4.0).collect(),
-            },
+        let gated = Selection::Gated {
+            scales: numbers(3.0, M).iter().map(|x| x.exp()).collect(),
+            biases: numbers(4.0, M).iter().map(|x| x + 4.0).collect(),
+        };
+        let thresholds = vec![0.4; M];
+        for (selection, normalization) in [
+            (Selection::TopK { k: 4 }, Normalization::None),
+            (Selection::TopK { k: 4 }, Normalization::ConstantNorm),
+            (Selection::Relu, Normalization::None),
+            (Selection::Relu, Normalization::ConstantNorm),
+            (Selection::Threshold { thresholds }, Normalization::None),
+            (gated, Normalization::None),
         ] {
-            let sae = sae(selection.clone());
+            let sae = sae(selection.clone(), normalization);
             let x = numbers(6.0, ROWS * D);
             let replaced: Vec<bool> = (0..ROWS).map(|row| row % 5 != 0).collect();
             let weights = numbers(8.0, ROWS * D);
@@ -175,12 +201,16 @@ mod tests {
 
     #[test]
     fn what_has_no_derivative_here_is_refused() {
-        let mut parts = sae(Selection::Relu).into_parts();
+        let mut parts = sae(Selection::Relu, Normalization::None).into_parts();
         parts.skip = Some(vec![0.0; D * D]);
         let with_skip = Sae::new(parts).unwrap();
         let error = SplicedRows::new(&with_skip, &[0.0; D], vec![true]).unwrap_err();
         assert!(error.to_string().contains("skip matrix"));
-        let error = SplicedRows::new(&sae(Selection::Relu), &[0.0; 3], vec![true]).unwrap_err();
+        let centred = sae(Selection::Relu, Normalization::Layer);
+        let error = SplicedRows::new(&centred, &[0.0; D], vec![true]).unwrap_err();
+        assert!(error.to_string().contains("centres activations"));
+        let plain = sae(Selection::Relu, Normalization::None);
+        let error = SplicedRows::new(&plain, &[0.0; 3], vec![true]).unwrap_err();
         assert!(error.to_string().contains("3 numbers in 1 rows"));
     }
 }

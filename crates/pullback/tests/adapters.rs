@@ -191,13 +191,14 @@ fn a_model_and_its_dictionaries_grow_together_and_are_read_by_other_commands() {
     let place = ["--bos", "--at", site, "-o", "grown-store"];
     text(at, &[&harvest[..], &sizes, &place].concat());
     let original = format!("grown/seed-0/original/{site}");
-    let judged = ["sae", "eval", &original, "grown-store", "--json"];
+    let store = ["--store", "grown-store"];
+    let judged = ["sae", "eval", &original, "--json"];
     let more = ["--model", "grown/seed-0/co-trained"];
-    let judged = parsed(at, &[&judged[..], &more].concat());
+    let judged = parsed(at, &[&judged[..], &store, &more].concat());
     assert_eq!(judged["features"], 32);
     fails(
         at,
-        &[&cotrain[..], &[&model, "-o", "on"]].concat(),
+        &[&cotrain[..], &[&model, "--context", "16", "-o", "on"]].concat(),
         &["Hugging Face layout"],
     );
     fails(
