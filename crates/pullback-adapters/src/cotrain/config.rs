@@ -43,14 +43,14 @@ const FEATURES: usize = 512;
 const K: usize = 16;
 
 impl CotrainConfig {
-    /// The defaults for sites: weight 3, 600 steps of 32 sequences of 128 tokens, peak rate 3e-3, dictionaries of 512
+    /// The defaults for sites: weight 0.3, 600 steps of 32 sequences of 128 tokens, peak rate 3e-3, dictionaries of 512
     /// features of which 16 are active.
     pub fn new(sites: Vec<Site>, seed: u64) -> Self {
         let kind = KindConfig::TopK { k: K };
         Self {
             new: None,
             sites,
-            weight: 3.0,
+            weight: 0.3,
             tokens: 2_000_000,
             held_out_tokens: 24_576,
             context: 128,

@@ -37,7 +37,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_delimiter = ',', value_name = "SITES")]
     sites: Vec<Site>,
     /// Weight of the dictionaries' losses: of the mean share of variance that they leave unexplained
-    #[arg(long, default_value_t = 3.0)]
+    #[arg(long, default_value_t = 0.3)]
     weight: f64,
     /// First seed: of the weights, of the order of the text and of the dictionaries
     #[arg(long, default_value_t = 0)]
