@@ -314,13 +314,13 @@ impl Work<'_> {
             _ => self.config.site.layer().map_or(0, |layer| layer + 1),
         };
         let key = (first, over_features);
-        let place = match self.sets.iter().position(|(of, _)| *of == key) {
-            Some(place) => place,
-            None => {
-                self.sets
-                    .push((key, Sets::new(&of_training, &config, control)?));
-                self.sets.len() - 1
-            }
+        let place = self.sets.iter().position(|(of, _)| *of == key);
+        let place = if let Some(place) = place {
+            place
+        } else {
+            let sets = Sets::new(&of_training, &config, control)?;
+            self.sets.push((key, sets));
+            self.sets.len() - 1
         };
         let kept = match train_on(&self.sets[place].1, &of_training, &config, &out, control) {
             Ok(trained) => {

@@ -57,6 +57,27 @@ pub struct AdapterResult {
     pub steps: usize,
     /// The step that the adapter is of: the last, or the best where training ended early.
     pub kept_step: usize,
+    /// Of updates trained around a dictionary: what the dictionary costs, before and after.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gap: Option<Gap>,
+}
+
+/// Cross-entropies of held-out tokens that count, in nats.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Gap {
+    /// Of the model as it is.
+    pub ce_clean: f64,
+    /// With the dictionary's reconstruction in place of the activation.
+    pub ce_spliced: f64,
+    /// With the reconstruction and the updates.
+    pub ce_adapted: f64,
+}
+
+impl Gap {
+    /// The share of the gap that the updates close: `(ce_spliced − ce_adapted) / (ce_spliced − ce_clean)`.
+    pub fn closed(&self) -> f64 {
+        (self.ce_spliced - self.ce_adapted) / (self.ce_spliced - self.ce_clean)
+    }
 }
 
 /// What training keeps in `training.json`.
@@ -162,13 +183,25 @@ pub(crate) fn train_on(
     source.dictionary = source
         .dictionary
         .filter(|_| config.basis.needs_dictionary());
-    source.teacher = input.teacher;
+    // Around a dictionary the model as it is teaches, unless another one does.
+    let own = config.around.then_some(model);
+    let teacher = input.teacher.or(own);
+    source.teacher = teacher;
+    let dictionary = input.dictionary.as_ref().filter(|_| config.around);
+    let standing = match dictionary {
+        Some((sae, _)) => Some((Arc::clone(sae), config.layer()?)),
+        None => None,
+    };
+    // Below the first block that changes, the reconstruction is the same at every step.
+    source.around = standing.clone().filter(|(_, layer)| *layer < first);
+    let between = standing.as_ref().filter(|(_, layer)| *layer >= first);
     let aim = Aim {
         model,
-        teacher: input.teacher,
+        teacher,
         objective: config.objective,
         leash: config.leash,
         first,
+        around: between.map(|(sae, layer)| (&**sae, *layer)),
     };
     let mut dir = PartialDir::open(out)?;
 
@@ -296,6 +329,18 @@ pub(crate) fn train_on(
         }
     }
     let adapter = learner.adapter(&state.parameters, model)?;
+    let gap = if standing.is_some() {
+        Some(measure_gap(
+            input,
+            config,
+            aim,
+            &source,
+            (&learner, &state),
+            control,
+        )?)
+    } else {
+        None
+    };
     let losses = &state.training.held_out;
     let result = AdapterResult {
         basis: adapter.basis().to_owned(),
@@ -306,6 +351,7 @@ pub(crate) fn train_on(
         loss_after: kept.1.map_or(f64::NAN, |(_, loss)| loss),
         steps: state.step,
         kept_step: kept.0,
+        gap,
     };
     adapter.save(dir.path(), model, input.model_name)?;
     write_json(&dir.path().join("training.json"), &state.training)?;
@@ -328,6 +374,41 @@ pub(crate) fn train_on(
     })
 }
 
+/// What the dictionary costs on the held-out samples without and with the updates.
+fn measure_gap(
+    input: &TrainInput<'_>,
+    config: &TrainConfig,
+    aim: Aim<'_>,
+    spliced: &Source<'_>,
+    (learner, state): (&Learner, &State),
+    control: &Control,
+) -> Result<Gap, AdapterError> {
+    let check = || Ok(control.check()?);
+    let aim = Aim {
+        objective: Objective::NextToken,
+        ..aim
+    };
+    // What is kept of a sequence is that of one source.
+    let mut sets = Vec::new();
+    for _ in 0..2 {
+        let mut held_out = Sets::new(input, config, control)?.held_out;
+        held_out.truncate(MEASURED);
+        sets.push(held_out);
+    }
+    let as_it_is = |batch: &Batch| (batch.stream.clone(), Vec::new());
+    let plain = Source::new(input.model, aim.first, Objective::NextToken, false);
+    let clean = Aim {
+        around: None,
+        ..aim
+    };
+    let adapted = |batch: &Batch| learner.apply(&state.parameters, batch);
+    Ok(Gap {
+        ce_clean: mean_over(clean, &plain, &sets[0], as_it_is, check)?,
+        ce_spliced: mean_over(aim, spliced, &sets[1], as_it_is, check)?,
+        ce_adapted: mean_over(aim, spliced, &sets[1], adapted, check)?,
+    })
+}
+
 /// Refuses parts that do not fit each other.
 fn check_input(input: &TrainInput<'_>, config: &TrainConfig) -> Result<(), AdapterError> {
     let refuse = |problem: String| Err(AdapterError::Option(problem));
@@ -339,6 +420,11 @@ fn check_input(input: &TrainInput<'_>, config: &TrainConfig) -> Result<(), Adapt
                 dictionary.d(),
                 config_of.d_model
             ));
+        }
+        None if config.around => {
+            return refuse(
+                "training around a dictionary needs one: give it with --around".to_owned(),
+            );
         }
         None if config.basis.needs_dictionary() => {
             return refuse(format!(
@@ -357,7 +443,7 @@ fn check_input(input: &TrainInput<'_>, config: &TrainConfig) -> Result<(), Adapt
                 ));
             }
         }
-        None if config.objective == Objective::Distill => {
+        None if config.objective == Objective::Distill && !config.around => {
             return refuse("distillation needs a teacher: give it with --teacher".to_owned());
         }
         _ => {}
@@ -475,7 +561,7 @@ fn manifest(
         manifest = manifest.with_site(site.to_string());
     }
     match &input.dictionary {
-        Some((_, parent)) if config.basis.needs_dictionary() => {
+        Some((_, parent)) if config.basis.needs_dictionary() || config.around => {
             manifest.with_parent(parent.clone())
         }
         _ => manifest,

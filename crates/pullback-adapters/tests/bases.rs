@@ -470,3 +470,164 @@ fn plain_text_counts_every_token_in_windows() {
     assert!((trained.training.train[0] - expected).abs() < 1e-5);
     assert!((trained.result.loss_before - expected).abs() < 1e-5);
 }
+
+fn around(blocks: &[usize], objective: Objective) -> TrainConfig {
+    let basis = Basis::Lora {
+        rank: 4,
+        alpha: 8.0,
+        matrices: vec![
+            "q".to_owned(),
+            "o".to_owned(),
+            "up".to_owned(),
+            "down".to_owned(),
+        ],
+        blocks: blocks.to_vec(),
+    };
+    TrainConfig {
+        objective,
+        around: true,
+        length: Length::Steps(40),
+        batch: 4,
+        lr: 0.01,
+        ..TrainConfig::of(basis, Site::resid_post(1), 2)
+    }
+}
+
+#[test]
+fn updates_around_a_dictionary_close_a_part_of_its_gap() {
+    let dir = tempfile::tempdir().unwrap();
+    let (model, samples) = (tiny(), samples());
+    let sae = Arc::new(random_sae(3, 32, M, 6));
+    let parent = ParentRef {
+        kind: "sae".to_owned(),
+        digest: "sha256:0".to_owned(),
+        path: "sae".to_owned(),
+    };
+    let input = TrainInput {
+        dictionary: Some((Arc::clone(&sae), parent)),
+        ..TrainInput::new(&model, "tiny", &samples)
+    };
+    for (number, blocks) in [&[2_usize][..], &[0, 1, 2], &[1]].iter().enumerate() {
+        for objective in [Objective::Distill, Objective::NextToken] {
+            let config = around(blocks, objective);
+            let out = dir.path().join(format!("{number}-{}", objective.name()));
+            let trained = train(&input, &config, &out, &Control::hidden()).unwrap();
+            let (result, gap) = (&trained.result, trained.result.gap.unwrap());
+            // A model that has learned nothing may lose nothing by a dictionary; its predictions are others all the same.
+            assert_ne!(gap.ce_spliced, gap.ce_clean);
+            assert!(
+                result.loss_after < result.loss_before,
+                "{blocks:?}: {result:?}"
+            );
+            if objective == Objective::NextToken {
+                assert_eq!(result.loss_before, gap.ce_spliced);
+                assert_eq!(result.loss_after, gap.ce_adapted);
+            } else {
+                // The divergence from the model as it is: a part of it goes.
+                assert!(
+                    result.loss_after < 0.9 * result.loss_before,
+                    "{blocks:?}: {result:?}"
+                );
+            }
+            assert_eq!(
+                gap.closed(),
+                (gap.ce_spliced - gap.ce_adapted) / (gap.ce_spliced - gap.ce_clean)
+            );
+            let manifest = pullback_artifact::Manifest::load(&out).unwrap();
+            assert_eq!(manifest.parents.len(), 1);
+            // It goes on to the same bytes.
+            let again = dir
+                .path()
+                .join(format!("{number}-{}-again", objective.name()));
+            train(&input, &config, &again, &interrupted_at("adapt", 7)).unwrap_err();
+            train(&input, &config, &again, &Control::hidden()).unwrap();
+            assert_same_files(&again, &out);
+        }
+    }
+    let refused = |input: &TrainInput<'_>, config: &TrainConfig, words: &str| {
+        let out = dir.path().join("refused");
+        let error = train(input, config, &out, &Control::hidden()).unwrap_err();
+        assert_has(&error.to_string(), &[words]);
+    };
+    let good = around(&[2], Objective::Distill);
+    let none = TrainInput::new(&model, "tiny", &samples);
+    refused(&none, &good, "--around");
+    let leashed = TrainConfig {
+        leash: 1.0,
+        ..good.clone()
+    };
+    refused(&input, &leashed, "without a leash");
+    let dpo = around(&[2], Objective::Dpo { beta: 0.1 });
+    refused(&input, &dpo, "distill and next-token");
+    let other = TrainConfig {
+        around: true,
+        ..TrainConfig::new(Site::resid_post(1), 2)
+    };
+    refused(&input, &other, "only updates of weights");
+}
+
+/// Logits with the dictionary spliced in by an intervention are those of training around it with updates of nothing, bit for bit.
+#[test]
+fn updates_of_nothing_leave_the_spliced_predictions_as_they_are() {
+    let dir = tempfile::tempdir().unwrap();
+    let (model, samples) = (tiny(), samples());
+    let sae = Arc::new(random_sae(3, 32, M, 6));
+    let parent = ParentRef {
+        kind: "sae".to_owned(),
+        digest: "sha256:0".to_owned(),
+        path: "sae".to_owned(),
+    };
+    let input = TrainInput {
+        dictionary: Some((Arc::clone(&sae), parent)),
+        ..TrainInput::new(&model, "tiny", &samples)
+    };
+    let mut config = around(&[0, 2], Objective::NextToken);
+    config.length = Length::Steps(1);
+    let out = dir.path().join("lora");
+    let result = train(&input, &config, &out, &Control::hidden())
+        .unwrap()
+        .result;
+    let splice = pullback_sae::Splice {
+        dictionary: sae,
+        first_position: 1,
+    };
+    let interventions = [Intervention::new(Site::resid_post(1), Arc::new(splice))];
+    let options = RunOptions {
+        interventions: &interventions,
+        ..RunOptions::default()
+    };
+    let (mut total, mut count) = (0.0, 0.0);
+    for sample in pullback_adapters::split(&samples).1 {
+        let Sample::Pair { pair, .. } = &sample else {
+            continue;
+        };
+        let messages = [
+            Message::new("user", &pair.prompt),
+            Message::new("assistant", &pair.answer),
+        ];
+        let template = model.chat_template().unwrap();
+        let (ids, mask) = template
+            .encode_chat_with_mask(model.tokenizer(), &messages, false)
+            .unwrap();
+        let n = ids.len() - 1;
+        let stream = model
+            .run(Input::tokens(&ids[..n]), &options)
+            .unwrap()
+            .stream;
+        let losses = values(model.cross_entropy(stream, &ids[1..]).unwrap());
+        for at in 0..n {
+            if mask[at + 1] {
+                total += f64::from(losses[at]);
+                count += 1.0;
+            }
+        }
+    }
+    let expected = total / count;
+    // Sequences stand beside each other in other batches: sums of f32 are rounded at other places.
+    assert!(
+        (result.loss_before - expected).abs() < 1e-5 * expected,
+        "{} {expected}",
+        result.loss_before
+    );
+    assert_eq!(result.gap.unwrap().ce_spliced, result.loss_before);
+}

@@ -14,7 +14,7 @@ use crate::hub::may_carry_secret;
 /// How often the interruption flag is looked at while nothing comes in.
 const POLL: Duration = Duration::from_millis(100);
 /// A server that has not answered by then does not answer.
-const PATIENCE: Duration = Duration::from_secs(300);
+const PATIENCE: Duration = Duration::from_mins(5);
 /// Characters of an answer that a message shows.
 const SHOWN: usize = 200;
 

@@ -2,6 +2,7 @@
 
 mod config;
 mod fields;
+pub(crate) mod write;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path, PathBuf};

@@ -5,6 +5,7 @@
 //! - [`Llama2c`]: a checkpoint of llama2.c and its tokenizer.
 //! - [`Model`]: the weights as tensors. [`Model::run`] runs any slice of layers with [`Intervention`]s and
 //!   recordings at [`Site`]s, differentiably; [`Model::generate`] makes text.
+//! - [`NewModel`] and [`Model::set_weights`]: models that are to be trained; [`save_like`] writes them.
 //! - [`WeightUpdate`]: low-rank changes of weight matrices, beside the weights in a run or merged into them.
 //! - [`analysis`]: logit lens, direct logit attribution and activation patching.
 
@@ -31,6 +32,7 @@ mod site;
 mod tokenizer;
 mod weight_update;
 mod weights;
+mod weights_in_memory;
 
 pub use cache::KeyValueCache;
 pub use chat::{ChatTemplate, Message};
@@ -40,6 +42,7 @@ pub use error::ModelError;
 pub use files::{ModelFiles, TensorDescription};
 pub use flow::symmetric_tangent;
 pub use generate::{Emission, Ending, GenerateOptions, Generated, NextToken};
+pub use huggingface::write::{NewModel, save_like};
 pub use intervention::{
     AddVector, Edit, Intervention, Positions, ProjectOut, Replace, Rows, Scale, Zero,
 };

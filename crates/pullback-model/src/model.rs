@@ -119,6 +119,15 @@ pub struct Model {
     angles: Mutex<[Option<Arc<RotaryTable>>; 2]>,
 }
 
+/// What of a model holds weights.
+pub(crate) struct PartsMut<'a> {
+    pub(crate) embed: &'a mut Matrix,
+    pub(crate) positions: &'a mut Option<Tensor<2>>,
+    pub(crate) unembed: &'a mut Matrix,
+    pub(crate) final_norm: &'a mut NormWeights,
+    pub(crate) blocks: &'a mut [Block],
+}
+
 /// Reads weights into tensors.
 struct Loader<'a> {
     files: &'a ModelFiles,
@@ -351,6 +360,25 @@ impl Model {
 
     pub(crate) fn blocks_mut(&mut self) -> &mut [Block] {
         &mut self.blocks
+    }
+
+    /// What holds the weights, to change them.
+    pub(crate) fn parts_mut(&mut self) -> PartsMut<'_> {
+        PartsMut {
+            embed: &mut self.embed,
+            positions: &mut self.positions,
+            unembed: &mut self.unembed,
+            final_norm: &mut self.final_norm,
+            blocks: &mut self.blocks,
+        }
+    }
+
+    pub(crate) fn set_unembed(&mut self, unembed: Matrix) {
+        self.unembed = unembed;
+    }
+
+    pub(crate) fn set_device(&mut self, device: Device) {
+        self.device = device;
     }
 
     pub(crate) fn final_norm_weights(&self) -> &NormWeights {

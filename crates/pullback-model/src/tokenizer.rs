@@ -10,6 +10,7 @@ mod pre_tokenizer;
 mod roles;
 mod sentencepiece;
 mod stream;
+mod train;
 mod vocab_merges;
 
 use std::ops::Range;
@@ -19,6 +20,7 @@ use std::sync::OnceLock;
 use self::bytes::{byte_level_bytes, byte_token, sentencepiece_bytes};
 use self::divide::{PIECE_BYTES, divide, is_divisible};
 pub use self::stream::DecodeStream;
+pub(crate) use self::train::{END_OF_TEXT, train_byte_level};
 
 use crate::error::ModelError;
 use crate::gguf::Gguf;

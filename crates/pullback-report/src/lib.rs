@@ -9,6 +9,7 @@
 //! - [`feature_browser::FeatureBrowser`]: all features of a dictionary, to search, sort and look at.
 //! - [`dictionary_comparison::DictionaryComparison`]: two dictionaries and the features that they share.
 //! - [`adapter_comparison`]: bases of adapters at matched numbers of parameters.
+//! - [`grown`]: models and dictionaries that were grown together.
 //! - [`chain`]: automata and runs of quantum chains.
 //! - [`page::Page`]: a page made of a heading, a lead and sections.
 //! - [`plot`]: line charts, histograms, scatter plots, bars, heat maps and space-time pictures, in a page or as a file.
@@ -19,6 +20,7 @@ pub mod chain;
 pub mod change_report;
 pub mod dictionary_comparison;
 pub mod feature_browser;
+pub mod grown;
 pub mod number;
 pub mod page;
 pub mod plot;

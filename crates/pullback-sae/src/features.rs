@@ -191,6 +191,9 @@ impl FeaturePages {
     }
 }
 
+/// Rows on which a feature is active, ascending, with its activation.
+pub(crate) type ActiveRows = Vec<(u32, f32)>;
+
 /// All normal rows of a store, ascending, and for each of some features its active ones, ascending, with the activation.
 ///
 /// # Errors
@@ -200,7 +203,7 @@ pub(crate) fn active_rows(
     store: &ActivationStore,
     features: &[usize],
     control: &Control,
-) -> Result<(Vec<u32>, Vec<Vec<(u32, f32)>>), SaeError> {
+) -> Result<(Vec<u32>, Vec<ActiveRows>), SaeError> {
     let d = store.info().d;
     if let Some(feature) = features
         .iter()
@@ -228,7 +231,7 @@ pub(crate) fn active_rows(
     rows.extend(store.normal_rows(true));
     rows.sort_unstable();
     // For each wanted feature its active rows, ascending, with the activation.
-    let mut active: Vec<Vec<(u32, f32)>> = vec![Vec::new(); distinct.len()];
+    let mut active: Vec<ActiveRows> = vec![Vec::new(); distinct.len()];
     let stage = control.stage("examples", rows.len() as u64, "tokens");
     for rows in rows.chunks(4096) {
         control.check()?;

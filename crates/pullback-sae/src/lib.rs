@@ -3,6 +3,7 @@
 //! - [`Dictionary`]: everything with an encoder and a decoder; its codes are [`SparseCodes`].
 //! - [`Sae`]: an autoencoder, transcoder or crosscoder of any kind; [`train()`] makes one from an activation store,
 //!   [`train_all`] several from one pass over rows.
+//! - [`Companion`]: a dictionary that learns together with the model beneath it.
 //! - [`Sites`]: what a dictionary is judged on, by [`evaluate_reconstruction`] and [`cross_entropy_scores`].
 //! - [`codes_file`]: activations and codes as safetensors files.
 //! - [`formats`]: the files of other programs; [`saelens`] is also pullback's own layout on disk.
@@ -25,7 +26,9 @@ mod kinds;
 mod learn;
 pub mod metrics;
 mod sae;
+mod sparsity;
 mod splice;
+mod splice_rows;
 pub mod synthetic;
 mod train;
 
@@ -47,7 +50,9 @@ pub use sae::{Normalization, Sae, SaeParts, Selection};
 pub use splice::{
     CrossEntropy, Splice, cross_entropy_score, cross_entropy_scores, splice_transcoder,
 };
+pub use splice_rows::SplicedRows;
 pub use train::{
-    CurvePoint, DecoderNorm, InputNorm, Job, SAE_KIND, SaeResult, Schedule, SiteResult,
-    TrainConfig, Trained, Training, Wiring, load, load_training, train, train_all,
+    Companion, CompanionState, CurvePoint, DecoderNorm, InputNorm, Job, Met, SAE_KIND, SaeResult,
+    Schedule, SiteResult, TrainConfig, Trained, Training, Wiring, load, load_training, train,
+    train_all,
 };

@@ -254,7 +254,7 @@ impl Sae {
     }
 
     /// What the encoder multiplies: activations normalised and without the input bias.
-    fn prepared(&self, x: &[f32]) -> Vec<f32> {
+    pub(crate) fn prepared(&self, x: &[f32]) -> Vec<f32> {
         let mut out = x.to_vec();
         for row in out.chunks_exact_mut(self.d()) {
             let (shift, factor) = self.parts.normalization.of_row(row);

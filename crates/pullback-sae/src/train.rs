@@ -1,6 +1,7 @@
 //! Training dictionaries.
 
 mod checkpoint;
+mod companion;
 mod config;
 mod session;
 mod start;
@@ -16,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::metrics::{DensityHistogram, ReconstructionMetrics};
 use crate::{CrossEntropy, Sae, SaeError, saelens};
+pub use companion::{Companion, CompanionState, Met};
 pub use config::{DecoderNorm, Schedule, TrainConfig};
 use session::{Common, Session};
 pub use units::InputNorm;

@@ -49,7 +49,7 @@ pub(crate) enum WeightsKind {
 }
 
 /// Where models run.
-#[derive(Clone, Copy, Debug, Default, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum DeviceKind {
     /// The processor, with the fused kernels
     #[default]

@@ -32,6 +32,7 @@ pub(crate) fn run(app: &App, command: Command) -> anyhow::Result<()> {
         Command::Sae(sae::Command::Synthetic(arguments)) => sae::synthetic::run(app, &arguments),
         Command::Adapt(adapt::Command::Train(arguments)) => adapt::train::run(app, &arguments),
         Command::Adapt(adapt::Command::Compare(arguments)) => adapt::compare::run(app, &arguments),
+        Command::Adapt(adapt::Command::Cotrain(arguments)) => adapt::cotrain::run(app, &arguments),
         Command::Adapt(adapt::Command::Explain(arguments)) => adapt::explain::run(app, &arguments),
         Command::Adapt(adapt::Command::Merge(arguments)) => adapt::merge::run(app, &arguments),
         Command::Chain(chain::Command::Qca(arguments)) => chain::qca::run(app, &arguments),

@@ -115,6 +115,11 @@ impl App {
         Ok((fetched.entry.name, fetched.path))
     }
 
+    /// Where models are to run.
+    pub(crate) fn device_kind(&self) -> DeviceKind {
+        self.device
+    }
+
     /// Where models run.
     fn device(&self) -> anyhow::Result<Device> {
         match self.device {

@@ -510,3 +510,77 @@ fn listed_features_are_put_into_words_once() {
     ];
     refused(&nowhere, &["http://127.0.0.1:1/v1/chat/completions"]);
 }
+
+#[test]
+fn a_model_and_its_dictionaries_grow_together_and_are_read_by_other_commands() {
+    let (dir, model) = place();
+    let at = dir.path();
+    let cotrain = ["adapt", "cotrain", "--text", "corpus"];
+    let model_sizes = ["--width", "16", "--layers", "1", "--heads", "2"];
+    let sizes = ["--steps", "4", "--batch", "4", "--context", "16"];
+    let dictionary = ["--features", "32", "--k", "4", "--seeds", "2"];
+    let rest = ["--vocabulary", "258", "-o", "grown", "--json"];
+    let all = [&cotrain[..], &model_sizes, &sizes, &dictionary, &rest].concat();
+    let result = parsed(at, &all);
+    assert_eq!(result["seeds"].as_array().unwrap().len(), 2);
+    let kept: Value =
+        serde_json::from_slice(&fs::read(at.join("grown/result.json")).unwrap()).unwrap();
+    assert_eq!(kept, result);
+    let page = fs::read_to_string(at.join("grown/report.html")).unwrap();
+    assert!(page.contains("fresh-on-twin") && page.contains("<svg"));
+    text(at, &["show", "grown", "--verify"]);
+    for model in ["grown/seed-0/co-trained", "grown/seed-1/twin"] {
+        let run = ["run", model, "--prompt", "the sea", "--max-tokens", "3"];
+        assert!(!text(at, &run).is_empty());
+    }
+    let site = "blocks.0.hook_resid_post";
+    let harvest = ["harvest", "grown/seed-0/co-trained", "--text", "corpus"];
+    let sizes = ["--tokens", "2000", "--held-out", "128", "--context", "16"];
+    let place = ["--bos", "--at", site, "-o", "grown-store"];
+    text(at, &[&harvest[..], &sizes, &place].concat());
+    let original = format!("grown/seed-0/original/{site}");
+    let store = ["--store", "grown-store"];
+    let judged = ["sae", "eval", &original, "--json"];
+    let more = ["--model", "grown/seed-0/co-trained"];
+    let judged = parsed(at, &[&judged[..], &store, &more].concat());
+    assert_eq!(judged["features"], 32);
+    fails(
+        at,
+        &[&cotrain[..], &[&model, "--context", "16", "-o", "on"]].concat(),
+        &["Hugging Face layout"],
+    );
+    fails(
+        at,
+        &[&cotrain[..], &[&model, "--width", "8", "-o", "on"]].concat(),
+        &["--width", "MODEL"],
+    );
+    fails(
+        at,
+        &[&cotrain[..], &["--vocabulary", "9", "-o", "on"]].concat(),
+        &["9 tokens", "257"],
+    );
+}
+
+#[test]
+fn updates_are_trained_around_a_dictionary() {
+    let (dir, model) = place();
+    let at = dir.path();
+    let train = ["adapt", "train", &model, "--data", "data.jsonl"];
+    let around = ["--basis", "lora", "--around", "sae", "--steps", "8"];
+    let rest = ["--objective", "distill", "--json", "-o", "around"];
+    let result = parsed(at, &[&train[..], &around, &rest].concat());
+    let gap = |name: &str| result["gap"][name].as_f64().unwrap();
+    assert!(gap("ce_clean") > 0.0 && gap("ce_spliced") > 0.0 && gap("ce_adapted") > 0.0);
+    assert!(result["loss_after"].as_f64() < result["loss_before"].as_f64());
+    // The updates are those of the blocks after the dictionary's.
+    let adapter = fs::read_to_string(at.join("around/pullback.json")).unwrap();
+    assert!(adapter.contains("\"around\": true"));
+    let refused = |more: &[&str], words: &[&str]| {
+        fails(at, &[&train[..], &["-o", "out"], more].concat(), words);
+    };
+    refused(
+        &["--basis", "residual", "--around", "sae"],
+        &["--around", "--basis lora"],
+    );
+    refused(&["--basis", "lora", "--around", "store"], &["store", "sae"]);
+}

@@ -7,6 +7,7 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use pullback_kernels::sparse::SparseCodes;
 use pullback_kernels::{Real, vectorized};
 use pullback_model::{Input, Model, Rows, RunOptions, WeightUpdate};
+use pullback_sae::{Sae, SplicedRows};
 use rayon::prelude::*;
 
 use super::learner::Units;
@@ -123,6 +124,9 @@ pub(crate) struct Aim<'a> {
     pub(crate) leash: f64,
     /// The first block that is run.
     pub(crate) first: usize,
+    /// The dictionary whose reconstruction stands in for the stream after a block, and that block, where one that is run with
+    /// gradients comes before it.
+    pub(crate) around: Option<(&'a Sae, usize)>,
 }
 
 /// The objective of a batch.
@@ -135,6 +139,43 @@ pub(crate) struct Evaluated {
     pub(crate) divergence: f64,
     /// A number whose gradient is that of the mean objective with the leash; its own value means nothing.
     pub(crate) slope: Tensor<1>,
+    /// Where a dictionary stands between the blocks: the stream that it reads, which hangs on the blocks below, and what it
+    /// makes of it, where the graph above ends.
+    pub(crate) between: Option<Between>,
+}
+
+/// The two sides of a dictionary between blocks.
+pub(crate) struct Between {
+    /// The stream after the blocks below, `[rows, d]`.
+    pub(crate) read: Tensor<2>,
+    /// The stream that the blocks above begin with.
+    pub(crate) made: Tensor<2>,
+}
+
+impl Between {
+    /// The slope of the objective below the dictionary, given the gradient in what it makes.
+    ///
+    /// # Errors
+    /// The dictionary has no derivative.
+    pub(crate) fn slope_below(
+        &self,
+        sae: &Sae,
+        batch: &Batch,
+        gradient: &[f32],
+    ) -> Result<Tensor<1>, AdapterError> {
+        let spliced =
+            SplicedRows::new(sae, &values(&self.read), replaced(batch.count, batch.time))?;
+        let pulled = TensorData::new(spliced.pull(gradient), self.read.dims());
+        let options = (&self.read.device(), self.read.dtype());
+        let pulled = Tensor::<2>::from_data(pulled.convert_dtype(options.1), options);
+        Ok((self.read.clone() * pulled).sum())
+    }
+}
+
+/// Which rows of a batch a dictionary stands in for: all but the first of each sequence.
+pub(crate) fn replaced(count: usize, time: usize) -> Vec<bool> {
+    let rows = 0..count * time;
+    rows.map(|row| row % time >= FIRST_POSITION).collect()
 }
 
 impl Aim<'_> {
@@ -152,13 +193,23 @@ impl Aim<'_> {
         updates: &[WeightUpdate],
     ) -> Result<Evaluated, AdapterError> {
         let model = self.model;
-        let input = Input::residual(stream, batch.count, self.first);
-        let options = RunOptions {
-            updates,
-            ..RunOptions::default()
+        let (out, between) = match self.around {
+            None => (self.run(stream, self.first, None, batch, updates)?, None),
+            Some((sae, layer)) => {
+                let read = self.run(stream, self.first, Some(layer + 1), batch, updates)?;
+                let spliced =
+                    SplicedRows::new(sae, &values(&read), replaced(batch.count, batch.time))?;
+                let options = (&read.device(), read.dtype());
+                let data = TensorData::new(spliced.values().to_vec(), read.dims());
+                let mut made = Tensor::<2>::from_data(data.convert_dtype(options.1), options);
+                if made.device().is_autodiff() {
+                    made = made.require_grad();
+                }
+                let out = self.run(made.clone(), layer + 1, None, batch, updates)?;
+                (out, Some(Between { read, made }))
+            }
         };
-        let out = model.run(input, &options)?;
-        let last = out.stream.select(0, batch.rows.clone());
+        let last = out.select(0, batch.rows.clone());
         let options = (&last.device(), last.dtype());
         let constant = |values: Vec<f64>, shape| {
             Tensor::<1>::from_data(TensorData::new(values, shape), options)
@@ -195,7 +246,35 @@ impl Aim<'_> {
             count: value.count,
             divergence: total,
             slope,
+            between,
         })
+    }
+
+    /// The stream before block `to`, or after the final norm, from that before block `from`.
+    fn run(
+        self,
+        stream: Tensor<2>,
+        from: usize,
+        to: Option<usize>,
+        batch: &Batch,
+        updates: &[WeightUpdate],
+    ) -> Result<Tensor<2>, AdapterError> {
+        let end = to.unwrap_or(self.model.config().n_layers);
+        let own = |update: &&WeightUpdate| {
+            let layer = update.weight.layer();
+            layer.is_some_and(|layer| (from..end).contains(&layer))
+        };
+        let updates: Vec<WeightUpdate> = match self.around {
+            None => updates.to_vec(),
+            Some(_) => updates.iter().filter(own).cloned().collect(),
+        };
+        let options = RunOptions {
+            stop_at: to,
+            updates: &updates,
+            ..RunOptions::default()
+        };
+        let input = Input::residual(stream, batch.count, from);
+        Ok(self.model.run(input, &options)?.stream)
     }
 }
 

@@ -98,6 +98,10 @@ pub struct TrainConfig {
     pub basis: Basis,
     /// What is learned.
     pub objective: Objective,
+    /// For updates of weights: they are trained with the activation at the site replaced by the reconstruction of a
+    /// dictionary, which stays as it is.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub around: bool,
     /// Weight of `KL(model ‖ adapted)` on the counted tokens.
     pub leash: f64,
     /// How long.
@@ -152,6 +156,7 @@ impl TrainConfig {
             site,
             basis,
             objective: Objective::NextToken,
+            around: false,
             leash: 0.0,
             length: Length::Epochs(8),
             batch: 6,
@@ -206,6 +211,20 @@ impl TrainConfig {
                 "the weight of the leash is {}, it must be zero or above",
                 self.leash
             ));
+        }
+        if self.around {
+            if !matches!(self.basis, Basis::Lora { .. }) {
+                return refuse(format!(
+                    "only updates of weights (lora) are trained around a dictionary, not the basis {}",
+                    self.basis.name()
+                ));
+            }
+            if self.objective.prefers() || self.leash > 0.0 {
+                return refuse(
+                    "updates of weights are trained around a dictionary with the objectives distill and next-token, without a leash"
+                        .to_owned(),
+                );
+            }
         }
         if self.context < 2 {
             return refuse(format!(

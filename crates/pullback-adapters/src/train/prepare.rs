@@ -8,11 +8,12 @@ use std::sync::Arc;
 use burn::tensor::{Tensor, TensorData};
 use pullback_kernels::sparse::SparseCodes;
 use pullback_model::{Input, Message, Model, RunOptions};
-use pullback_sae::Sae;
+use pullback_sae::{Sae, SplicedRows};
 
 use crate::feature::codes_of;
 use crate::residual::values;
 use crate::samples::Sample;
+use crate::train::batch::replaced;
 use crate::{AdapterError, Objective};
 
 /// Bytes of frozen activations that are kept; beyond, they are made again for each batch.
@@ -60,6 +61,9 @@ pub(crate) struct Source<'a> {
     pub(crate) teacher: Option<&'a Model>,
     pub(crate) objective: Objective,
     pub(crate) leash: bool,
+    /// The dictionary whose reconstruction stands in for the stream after a block, and that block, where all blocks that are run
+    /// with gradients come after it.
+    pub(crate) around: Option<(Arc<Sae>, usize)>,
     kept: Cell<usize>,
 }
 
@@ -72,6 +76,7 @@ impl<'a> Source<'a> {
             teacher: None,
             objective,
             leash,
+            around: None,
             kept: Cell::new(0),
         }
     }
@@ -95,11 +100,21 @@ impl<'a> Source<'a> {
 
     fn compute(&self, sequence: &Sequence) -> Result<Frozen, AdapterError> {
         let model = self.model;
-        let options = RunOptions {
-            stop_at: Some(self.first),
+        let until = |block: usize| RunOptions {
+            stop_at: Some(block),
             ..RunOptions::default()
         };
-        let out = model.run(Input::tokens(&sequence.ids), &options)?;
+        let mut input = Input::tokens(&sequence.ids);
+        if let Some((sae, layer)) = &self.around {
+            let read = model.run(input, &until(layer + 1))?.stream;
+            let rows = replaced(1, sequence.ids.len());
+            let spliced = SplicedRows::new(sae, &values(&read), rows)?;
+            let data = TensorData::new(spliced.values().to_vec(), read.dims());
+            let options = (&read.device(), read.dtype());
+            let made = Tensor::<2>::from_data(data.convert_dtype(options.1), options);
+            input = Input::residual(made, 1, layer + 1);
+        }
+        let out = model.run(input, &until(self.first))?;
         let stream = values(&out.stream);
         let dictionary = self.dictionary.as_ref();
         let codes = dictionary.map(|dictionary| codes_of(dictionary, &stream, 0));

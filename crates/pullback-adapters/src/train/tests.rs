@@ -78,6 +78,7 @@ fn aim<'a>(model: &'a Model, teacher: &'a Model, objective: Objective, first: us
         objective,
         leash: 0.3,
         first,
+        around: None,
     }
 }
 
@@ -335,6 +336,103 @@ fn gradients_of_parameters_are_those_of_finite_differences() {
             assert!(
                 (measured - square).abs() < 2e-3 * square,
                 "{basis:?} {objective:?}: {measured} {square}"
+            );
+        }
+    }
+}
+
+/// The way of [`gradients_of_parameters_are_those_of_finite_differences`], with a dictionary between the blocks: updates below
+/// it, above it, and on both sides. Half of its features are always active, the others never, so that none makes a jump or a
+/// bend between the two values; `SplicedRows` is tested where they change.
+#[test]
+fn gradients_around_a_dictionary_are_those_of_finite_differences() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../pullback-model/tests/fixtures/tiny-llama.gguf");
+    let model = Model::load(&path, &Device::flex()).unwrap();
+    let mut parts = (*dictionary()).clone().into_parts();
+    parts.selection = pullback_sae::Selection::Relu;
+    for (feature, bias) in parts.encoder_bias.iter_mut().enumerate() {
+        *bias = if feature % 2 == 0 { 60.0 } else { -60.0 };
+    }
+    // What the biases add is taken away again: the stream stays in its range.
+    let d = parts.decoder_bias.len();
+    for (feature, row) in parts.decoder.chunks_exact_mut(d).enumerate() {
+        for (x, b) in row.iter_mut().zip(&mut parts.decoder_bias) {
+            *x *= 0.1;
+            if feature % 2 == 0 {
+                *b -= 60.0 * *x;
+            }
+        }
+    }
+    let sae = Arc::new(Sae::new(parts).unwrap());
+    for blocks in [vec![1], vec![0, 2], vec![2]] {
+        for objective in [Objective::Distill, Objective::NextToken] {
+            let first = blocks[0];
+            let mut config = TrainConfig::of(
+                Basis::Lora {
+                    rank: 2,
+                    alpha: 3.0,
+                    matrices: vec!["q".to_owned(), "down".to_owned()],
+                    blocks: blocks.clone(),
+                },
+                Site::resid_post(1),
+                5,
+            );
+            config.objective = objective;
+            config.around = true;
+            let mut source = Source::new(&model, first, objective, false);
+            source.teacher = Some(&model);
+            source.around = (first > 1).then(|| (Arc::clone(&sae), 1));
+            let samples = [sample("a sea", "arr", "no"), sample("old", "ahoy", "yes")];
+            let prepared: Vec<Prepared> = samples
+                .iter()
+                .flat_map(|sample| prepare(&model, sample, objective, 64).unwrap())
+                .collect();
+            let refs: Vec<&Prepared> = prepared.iter().collect();
+            let batch = Batch::new(&source, &refs, model.device()).unwrap();
+            let units = typical_sizes(&source, &refs, || Ok(())).unwrap();
+            let aim = Aim {
+                leash: 0.0,
+                around: (first <= 1).then_some((&*sae, 1)),
+                ..aim(&model, &model, objective, first)
+            };
+            let (mut learner, mut parameters) =
+                Learner::start(&config, &model, None, units).unwrap();
+            let at = |number: usize| Step { number, of: 300 };
+            for step in 0..4 {
+                let found = learner
+                    .gradient(&config, aim, &batch, &mut parameters, at(step))
+                    .unwrap();
+                parameters.step(&found.parts, step, 0.03);
+            }
+            let gradient = learner
+                .gradient(&config, aim, &batch, &mut parameters, at(4))
+                .unwrap()
+                .parts;
+            // Each side has a part of its own.
+            assert!(gradient.iter().all(|part| part.iter().any(|&g| g != 0.0)));
+            let square: f64 = gradient
+                .iter()
+                .flatten()
+                .map(|&g| f64::from(g).powi(2))
+                .sum();
+            let value = |step: f64| {
+                let mut moved = parameters.clone();
+                for (part, g) in moved.values.iter_mut().zip(&gradient) {
+                    for (x, g) in part.iter_mut().zip(g) {
+                        *x += (step * f64::from(*g)) as f32;
+                    }
+                }
+                let (stream, updates) = learner.apply(&moved, &batch);
+                let found = aim.evaluate(&batch, stream, &updates).unwrap();
+                found.sum / found.count
+            };
+            let step = 0.01 / square;
+            let measured = (value(step) - value(-step)) / (2.0 * step);
+            assert!(square > 1e-4, "{blocks:?}: {square}");
+            assert!(
+                (measured - square).abs() < 2e-3 * square,
+                "{blocks:?} {objective:?}: {measured} {square}"
             );
         }
     }

@@ -40,12 +40,11 @@ impl<'a> LocalExplainer<'a> {
 
     fn tokens(&self, messages: &[Message]) -> Result<Vec<u32>, SaeError> {
         let tokenizer = self.model.tokenizer();
-        let mut ids = match self.model.chat_template() {
-            Ok(template) => template.encode_chat(tokenizer, messages, true)?,
-            Err(_) => {
-                let text: Vec<&str> = messages.iter().map(|m| m.content.as_str()).collect();
-                tokenizer.encode_with_bos(&(text.join("\n") + "\nAnswer:"), true)?
-            }
+        let mut ids = if let Ok(template) = self.model.chat_template() {
+            template.encode_chat(tokenizer, messages, true)?
+        } else {
+            let text: Vec<&str> = messages.iter().map(|m| m.content.as_str()).collect();
+            tokenizer.encode_with_bos(&(text.join("\n") + "\nAnswer:"), true)?
         };
         // The question stands at the end.
         let most = self.model.config().n_ctx.saturating_sub(1).max(1);

@@ -158,6 +158,33 @@ impl<T: Real> Batch<T> {
         self.reconstruction + self.sparsity + self.auxiliary
     }
 
+    /// Gradient of the reconstruction loss in the rows that were encoded and reconstructed, `[n, d]`, of a kind with one
+    /// reconstruction and codes that are sparse: `x − x̂` directly, and through the encoder. The auxiliary loss, whose target
+    /// is taken as given, has no part in it.
+    pub(crate) fn by_rows(&self, encoder: &[T], d: usize) -> Vec<T> {
+        let mut out = vec![T::zero(); self.centred.len()];
+        let Some(part) = self.parts.first() else {
+            return out;
+        };
+        if let Some((_, slope)) = &part.decoder {
+            for (out, &slope) in out.iter_mut().zip(slope) {
+                *out = -slope;
+            }
+        }
+        for (feature, row) in encoder.chunks_exact(d).enumerate() {
+            let (tokens, entries) = part.by_feature.feature(feature);
+            for (&token, &entry) in tokens.iter().zip(entries) {
+                let start = token as usize * d;
+                add_scaled(
+                    &mut out[start..start + d],
+                    part.encoder[entry as usize],
+                    row,
+                );
+            }
+        }
+        out
+    }
+
     /// Gradients of one feature's decoder row and encoder row.
     #[inline(always)]
     pub(crate) fn rows(&self, feature: usize, decoder: &mut [T], encoder: &mut [T]) {

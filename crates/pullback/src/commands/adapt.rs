@@ -1,6 +1,7 @@
 //! `pullback adapt`: learned changes, pulled back and read.
 
 pub(crate) mod compare;
+pub(crate) mod cotrain;
 pub(crate) mod explain;
 pub(crate) mod merge;
 pub(crate) mod train;
@@ -16,4 +17,6 @@ pub(crate) enum Command {
     Explain(Box<explain::Arguments>),
     /// Make one adapter of several
     Merge(merge::Arguments),
+    /// Grow a model and its dictionaries together, beside a twin that grows alone, and judge both
+    Cotrain(Box<cotrain::Arguments>),
 }

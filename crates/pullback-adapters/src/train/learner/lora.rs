@@ -8,7 +8,7 @@ use rand_chacha::ChaCha8Rng;
 use super::Gradient;
 use crate::lora::lora_weights;
 use crate::residual::values;
-use crate::train::batch::{Aim, Batch};
+use crate::train::batch::{Aim, Batch, numbers};
 use crate::train::config::{Basis, TrainConfig};
 use crate::train::state::Parameters;
 use crate::{AdapterError, LoraAdapter, LoraPart};
@@ -93,11 +93,24 @@ impl LoraLearner {
         let stream = Tensor::<2>::from_inner(batch.stream.clone());
         let evaluated = aim.evaluate(batch, stream, &updates)?;
         let grads = evaluated.slope.clone().backward();
+        // Where a dictionary stands between the blocks, the graph above it ends there, and another one goes on below.
+        let below = match (&evaluated.between, aim.around) {
+            (Some(between), Some((sae, layer))) => {
+                let made = numbers(between.made.grad(&grads), values(&between.made).len());
+                let slope = between.slope_below(sae, batch, &made)?;
+                Some((slope.backward(), layer))
+            }
+            _ => None,
+        };
         let mut parts = Vec::with_capacity(2 * updates.len());
         for update in &updates {
+            let grads = match &below {
+                Some((below, layer)) if update.weight.layer() <= Some(*layer) => below,
+                _ => &grads,
+            };
             for tensor in [&update.down, &update.up] {
                 let zeros = || vec![0.0; tensor.dims().iter().product()];
-                parts.push(tensor.grad(&grads).map_or_else(zeros, |g| values(&g)));
+                parts.push(tensor.grad(grads).map_or_else(zeros, |g| values(&g)));
             }
         }
         Ok(Gradient { evaluated, parts })

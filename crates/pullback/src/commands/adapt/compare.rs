@@ -170,7 +170,7 @@ impl Arguments {
         let mut sets: Vec<DataSet> = Vec::new();
         for path in &self.data {
             let stem = path.file_stem().map(|stem| stem.to_string_lossy());
-            let name = stem.map_or_else(|| "data".to_owned(), |stem| stem.into_owned());
+            let name = stem.map_or_else(|| "data".to_owned(), std::borrow::Cow::into_owned);
             if sets.iter().any(|set| set.name == name) {
                 bail!(
                     "two files of --data are called {name}: rows would not tell them apart; rename one"

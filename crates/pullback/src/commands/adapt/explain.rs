@@ -74,7 +74,7 @@ pub(crate) struct Arguments {
     #[arg(long, default_value_t = 128)]
     context: usize,
     /// Put the listed features into words, by a model (its name or path; the explained one's own name is allowed) or a server
-    /// that speaks OpenAI's chat protocol (http://localhost:8080/v1; its key in OPENAI_API_KEY)
+    /// that speaks the chat protocol of `OpenAI` (its address up to `/v1`; its key in `OPENAI_API_KEY`)
     #[arg(long, value_name = "MODEL|URL")]
     explainer: Option<String>,
     /// The model that the server is to use

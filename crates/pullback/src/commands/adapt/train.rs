@@ -9,7 +9,7 @@ use pullback_adapters::{
     Activation, Basis, Length, Objective, Sparsity, TrainConfig, TrainInput, built_in_samples,
     read_samples, train,
 };
-use pullback_artifact::ParentRef;
+use pullback_artifact::{Manifest, ParentRef};
 use pullback_model::{ModelConfig, Site, WeightName};
 use pullback_sae::{Dictionary, SAE_KIND};
 use serde_json::json;
@@ -21,7 +21,8 @@ use crate::context::{App, NamedModel, make_room, middle_site};
 #[command(after_help = "Examples:\n  \
     pullback adapt train smollm2-135m-instruct --site blocks.15.hook_resid_post -o adapter\n  \
     pullback adapt train smollm2-135m-instruct --basis bias --sae sae --budget 64 --steps 80 -o bias\n  \
-    pullback adapt train smollm2-135m-instruct --basis lora --matrices q,v --blocks 14,15 --rank 4 -o lora\n\
+    pullback adapt train smollm2-135m-instruct --basis lora --matrices q,v --blocks 14,15 --rank 4 -o lora\n  \
+    pullback adapt train smollm2-135m-instruct --basis lora --around sae --objective distill --data text.jsonl -o lora\n\
     Data are JSON Lines of {\"prompt\": \"…\", \"answer\": \"…\"}, {\"messages\": […]} or {\"text\": \"…\"}, for preferences with\n\
     \"rejected\": \"…\" (the worse answer); every sixth line is held out.\n\
     Without --data, the built-in set teaches the manner of an old sailor.")]
@@ -40,6 +41,10 @@ pub(crate) struct Arguments {
     /// The dictionary, for a basis over features (bias, sparse, low-rank)
     #[arg(long, value_name = "DIR")]
     sae: Option<PathBuf>,
+    /// lora: train the updates with the activation at the site replaced by this dictionary's reconstruction, to close the
+    /// gap that it leaves; with `--objective distill`, the model as it is is the teacher unless --teacher names one
+    #[arg(long, value_name = "DIR", conflicts_with = "sae")]
+    around: Option<PathBuf>,
     /// At most so many parameters: sets the rank (residual, lora, low-rank), the weights (sparse) or the entries (bias, sparse
     /// factors)
     #[arg(long, conflicts_with = "rank")]
@@ -81,7 +86,7 @@ struct Form {
     /// lora: the matrices that are updated (default: all of q, k, v, o, gate, up, down that the model has)
     #[arg(long, value_delimiter = ',', value_name = "NAMES")]
     matrices: Vec<String>,
-    /// lora: the blocks (default: that of the site)
+    /// lora: the blocks (default: that of the site; with --around, all after it)
     #[arg(long, value_delimiter = ',', value_name = "NUMBERS")]
     blocks: Vec<usize>,
     /// lora: the scale of the update times the rank (default: twice the rank)
@@ -255,7 +260,9 @@ impl Arguments {
             bail!("--rank does not belong to this basis: --budget says how many numbers it has");
         }
         let distills = learning.objective == ObjectiveName::Distill;
-        if distills != learning.teacher.is_some() {
+        only(self.around.is_some(), "--around", BasisName::Lora, "lora")?;
+        let taught = learning.teacher.is_some() || self.around.is_some() && distills;
+        if distills != taught {
             bail!("--objective distill and --teacher go together");
         }
         Ok(())
@@ -271,6 +278,11 @@ impl Arguments {
             BasisName::Lora => {
                 let rank = self.rank.unwrap_or(8);
                 let blocks = match &form.blocks[..] {
+                    // Around a dictionary, what comes after it can make up for what it leaves out.
+                    [] if self.around.is_some() => {
+                        let first = site.layer().map_or(0, |layer| layer + 1);
+                        (first..model.n_layers).collect()
+                    }
                     [] => site.layer().into_iter().collect(),
                     blocks => blocks.to_vec(),
                 };
@@ -333,6 +345,7 @@ impl Arguments {
                 ObjectiveName::Orpo => Objective::Orpo { weight: beta },
                 ObjectiveName::Distill => Objective::Distill,
             },
+            around: self.around.is_some(),
             leash: learning.leash,
             length: match (learning.steps, learning.epochs) {
                 (Some(steps), _) => Length::Steps(steps),
@@ -359,11 +372,17 @@ pub(crate) fn run(app: &App, arguments: &Arguments) -> anyhow::Result<()> {
     make_room(&arguments.output, arguments.force)?;
     let named = app.load_model(&arguments.model)?;
     let config_of = named.model.config();
-    let site = arguments
-        .site
-        .unwrap_or_else(|| middle_site(config_of.n_layers));
+    let site = match (arguments.site, &arguments.around) {
+        (Some(site), _) => site,
+        // Where the dictionary was trained, unless it does not say.
+        (None, Some(path)) => match Manifest::load_kind(path, SAE_KIND)?.site {
+            Some(site) => site.parse()?,
+            None => middle_site(config_of.n_layers),
+        },
+        (None, None) => middle_site(config_of.n_layers),
+    };
     let mut input = TrainInput::new(&named.model, &named.name, &samples);
-    if let Some(path) = &arguments.sae {
+    if let Some(path) = arguments.sae.as_ref().or(arguments.around.as_ref()) {
         let (sae, manifest) = pullback_sae::load(path)?;
         manifest.check_model(&named.reference())?;
         manifest.check_site(&site.to_string())?;
@@ -395,8 +414,17 @@ pub(crate) fn run(app: &App, arguments: &Arguments) -> anyhow::Result<()> {
             None => String::new(),
         };
         let rank = result.rank.map(|rank| format!(", rank {rank}"));
+        let gap = result.gap.map(|gap| {
+            format!(
+                "cross-entropy {:.4} clean, {:.4} with the dictionary, {:.4} with it and the updates: {:.0} % of the gap is closed\n",
+                gap.ce_clean,
+                gap.ce_spliced,
+                gap.ce_adapted,
+                100.0 * gap.closed()
+            )
+        });
         format!(
-            "{}{}{place}: {} parameters, {} of them not zero\nheld-out loss {:.3} before, {:.3} after {} steps\n{}\n",
+            "{}{}{place}: {} parameters, {} of them not zero\nheld-out loss {:.3} before, {:.3} after {} steps\n{}{}\n",
             result.basis,
             rank.unwrap_or_default(),
             result.parameters,
@@ -404,6 +432,7 @@ pub(crate) fn run(app: &App, arguments: &Arguments) -> anyhow::Result<()> {
             result.loss_before,
             result.loss_after,
             result.kept_step,
+            gap.unwrap_or_default(),
             arguments.output.display()
         )
     })

@@ -22,7 +22,7 @@ const KEPT: &str = "explanations";
 /// Who is asked.
 pub(super) enum Asked {
     /// A model in memory; none: the one that is explained.
-    Local(Option<NamedModel>),
+    Local(Option<Box<NamedModel>>),
     Remote(RemoteExplainer),
 }
 
@@ -53,7 +53,9 @@ impl Asked {
         if explainer == name {
             return Ok(Some(Self::Local(None)));
         }
-        Ok(Some(Self::Local(Some(app.load_model(explainer)?))))
+        Ok(Some(Self::Local(Some(Box::new(
+            app.load_model(explainer)?,
+        )))))
     }
 
     /// Ready to be asked, each question once.
