@@ -20,6 +20,7 @@ mod ground;
 mod infinite;
 mod measure;
 mod operator;
+mod spectrum;
 mod state;
 mod tensor;
 mod truncate;

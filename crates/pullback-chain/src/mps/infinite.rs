@@ -1,6 +1,6 @@
 //! Infinite chains that repeat after two sites.
 
-use pullback_tensor::{Mat, MatMut, MatRef, Threads, c64, eigenvalues, eigh, multiply, svd};
+use pullback_tensor::{Mat, MatMut, MatRef, Threads, c64, eigh, multiply, svd};
 
 use crate::circuit::PlacedGate;
 use crate::dense::{Matrix, ONE, ZERO, identity, trace};
@@ -21,9 +21,6 @@ const FIXED: f64 = 1e-14;
 
 /// Schmidt coefficients below this part of the largest, roots of rounded weights, are nothing.
 const WEAK: f64 = 1e-8;
-
-/// Vectors of the Krylov space in which eigenvalues of the transfer matrix are looked for.
-const KRYLOV: usize = 48;
 
 /// A matrix-product state of an infinite chain with a cell of two sites: bond 0 is within the cell, bond 1 leads to the
 /// next one. It is kept as [`Mps`] is, but normalised.
@@ -262,74 +259,6 @@ impl InfiniteMps {
         most
     }
 
-    /// The eigenvalues of the transfer matrix of a cell, largest modulus first, up to `count` of them; the first is 1. For
-    /// wide bonds those of a Krylov space, of which the first few are good.
-    ///
-    /// # Errors
-    /// The iteration does not converge.
-    pub fn transfer_spectrum(&self, count: usize) -> Result<Vec<c64>, ChainError> {
-        let [a, b] = &self.tensors;
-        let n = a.left;
-        let size = n * n;
-        let steps = KRYLOV.min(size);
-        let apply = |x: &[c64]| column_major(&from_right(&from_right(&square(x, n), b), a));
-        // Arnoldi with every product made orthogonal twice.
-        let mut state = 0x9e37_79b9_u64;
-        let start: Vec<c64> = (0..size)
-            .map(|_| {
-                let mut next = || {
-                    state ^= state << 13;
-                    state ^= state >> 7;
-                    state ^= state << 17;
-                    (state >> 11) as f64 / (1_u64 << 53) as f64 - 0.5
-                };
-                c64::new(next(), next())
-            })
-            .collect();
-        let mut basis = vec![normalised(start).0];
-        let mut h = Matrix::zeros(steps, steps);
-        let mut found = steps;
-        for k in 0..steps {
-            let mut next = apply(&basis[k]);
-            for _ in 0..2 {
-                for (i, v) in basis.iter().enumerate() {
-                    let overlap: c64 = v.iter().zip(&next).map(|(v, x)| v.conj() * x).sum();
-                    h[(i, k)] += overlap;
-                    for (x, v) in next.iter_mut().zip(v) {
-                        *x -= overlap * v;
-                    }
-                }
-            }
-            let (next, length) = normalised(next);
-            if k + 1 == steps {
-                break;
-            }
-            if length < 1e-13 {
-                found = k + 1;
-                break;
-            }
-            h[(k + 1, k)] = c64::new(length, 0.0);
-            basis.push(next);
-        }
-        let mut values = eigenvalues(h.submatrix(0, 0, found, found))?;
-        values.truncate(count);
-        Ok(values)
-    }
-
-    /// The correlation length in sites: `−2 / ln |second eigenvalue of the transfer matrix|`, 0 for a product state.
-    ///
-    /// # Errors
-    /// As [`InfiniteMps::transfer_spectrum`].
-    pub fn correlation_length(&self) -> Result<f64, ChainError> {
-        let values = self.transfer_spectrum(2)?;
-        let second = values.get(1).map_or(0.0, |x| x.norm()).min(1.0);
-        Ok(if second > 1e-14 {
-            -2.0 / second.ln()
-        } else {
-            0.0
-        })
-    }
-
     /// The density matrix of one or two different sites, counted from the first of some cell, the first one's index slow.
     ///
     /// # Errors
@@ -398,28 +327,18 @@ impl InfiniteMps {
     }
 }
 
-fn column_major(m: &Matrix) -> Vec<c64> {
+pub(super) fn column_major(m: &Matrix) -> Vec<c64> {
     (0..m.ncols())
         .flat_map(|j| m.col_as_slice(j).iter().copied())
         .collect()
 }
 
-fn square(x: &[c64], n: usize) -> Matrix {
+pub(super) fn square(x: &[c64], n: usize) -> Matrix {
     MatRef::from_column_major_slice(x, n, n).to_owned()
 }
 
-fn normalised(mut x: Vec<c64>) -> (Vec<c64>, f64) {
-    let length = x.iter().map(c64::norm_sqr).sum::<f64>().sqrt();
-    if length > 0.0 {
-        for x in &mut x {
-            *x /= length;
-        }
-    }
-    (x, length)
-}
-
 /// `Σ_p B_p R B_p†`.
-fn from_right(r: &Matrix, b: &Tensor) -> Matrix {
+pub(super) fn from_right(r: &Matrix, b: &Tensor) -> Matrix {
     let mut pushed = Tensor::zeros(b.left, b.physical, b.right);
     multiply(pushed.by_left_mut(), b.by_left(), r.as_ref(), Threads::All);
     let mut out = vec![ZERO; b.left * b.left];

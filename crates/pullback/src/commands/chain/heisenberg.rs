@@ -174,13 +174,15 @@ pub(crate) fn run(app: &App, arguments: &Arguments) -> anyhow::Result<()> {
                 None => "-".to_owned(),
             };
             let entropy = row["operator_entropy"].as_f64().unwrap_or(f64::NAN);
-            text += &format!("{:>5} {support:>15} {:>7} {entropy:>16.9}\n", row["t"], row["support_sites"]);
+            // Numbers of JSON do not take a width.
+            let (t, size) = (row["t"].to_string(), row["support_sites"].to_string());
+            text += &format!("{t:>5} {support:>15} {size:>7} {entropy:>16.9}\n");
         }
         if let Some(found) = last["overlaps"].as_object() {
             for (name, values) in found {
                 for value in values.as_array().into_iter().flatten() {
                     let x = value["re"].as_f64().unwrap_or(f64::NAN);
-                    text += &format!("overlap with {name} on {:>4}: {x:.9}\n", value["site"]);
+                    text += &format!("overlap with {name} on {:>4}: {x:.9}\n", value["site"].to_string());
                 }
             }
         }
