@@ -15,7 +15,7 @@ use maud::{Markup, html};
 
 pub use data::{
     AdapterFacts, Answer, ChangeReport, CorpusFacts, Example, FeatureCard, HiddenUnit, ModelFacts,
-    SaeFacts, UnitFeature, most_frequent,
+    SaeFacts, UnitFeature, WordScore, most_frequent,
 };
 
 pub use explanation::{ChangeExplanation, LossFigures, render_explanation};

@@ -7,7 +7,7 @@ use std::collections::HashSet;
 
 use pullback_report::change_report::{
     AdapterFacts, Answer, ChangeReport, CorpusFacts, Example, FeatureCard, HiddenUnit, ModelFacts,
-    SaeFacts, UnitFeature, render,
+    SaeFacts, UnitFeature, WordScore, render,
 };
 
 const VOID: [&str; 4] = ["meta", "br", "hr", "img"];
@@ -336,7 +336,11 @@ fn full(text: impl Fn(usize) -> String, value: impl Fn(usize) -> f64) -> ChangeR
                 reads: figure(i),
                 writes: figure(i + 3),
                 words: text(i),
-                scores: vec![(text(i + 1), f64::from(figure(i)), f64::from(figure(i + 1)))],
+                scores: vec![WordScore {
+                    name: text(i + 1),
+                    own: f64::from(figure(i)),
+                    exchanged: f64::from(figure(i + 1)),
+                }],
                 effect_alone: f64::from(figure(i)),
                 effect_removed: f64::from(figure(i + 1)),
             })

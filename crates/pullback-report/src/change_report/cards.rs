@@ -141,11 +141,13 @@ fn card(card: &FeatureCard, id: Option<&str>) -> Markup {
 /// What a language model says of it, and how far that goes.
 fn in_words(card: &FeatureCard) -> Markup {
     html! {
-        p.words { q { (plain(&card.words)) } }
-        @for (name, own, other) in &card.scores {
+        p.words { "“" (plain(&card.words)) "”" }
+        @for score in &card.scores {
             p.aside {
-                (name) ": " (number::fixed(*own, 2))
-                @if other.is_finite() { ", with another feature’s words " (number::fixed(*other, 2)) }
+                (plain(&score.name)) ": " (super::figure_or_missing(score.own, |v| number::fixed(v, 2)))
+                @if score.exchanged.is_finite() {
+                    ", with another feature’s words " (number::fixed(score.exchanged, 2))
+                }
             }
         }
     }

@@ -256,8 +256,32 @@ pub struct FeatureCard {
     pub writes: f32,
     /// What it responds to, in the words of a language model; empty where none was asked.
     pub words: String,
-    /// How well the words tell texts apart: the name of the score, with these words, with another feature's.
-    pub scores: Vec<(String, f64, f64)>,
+    /// How well the words tell texts apart.
+    pub scores: Vec<WordScore>,
+}
+
+/// How well a feature's words tell texts apart.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default)]
+pub struct WordScore {
+    /// What the score is called.
+    pub name: String,
+    /// It.
+    #[serde(deserialize_with = "lenient::figure")]
+    pub own: f64,
+    /// The same with another feature's words; NaN where there is none.
+    #[serde(deserialize_with = "lenient::figure")]
+    pub exchanged: f64,
+}
+
+impl Default for WordScore {
+    fn default() -> Self {
+        Self {
+            name: String::new(),
+            own: f64::NAN,
+            exchanged: f64::NAN,
+        }
+    }
 }
 
 impl FeatureCard {

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use pullback_adapters::{Adapter, ChangedFeature, Explanation};
 use pullback_report::change_report::{
     AdapterFacts, ChangeExplanation, ChangeReport, FeatureCard, HiddenUnit, LossFigures,
-    ModelFacts, SaeFacts, UnitFeature, render_explanation,
+    ModelFacts, SaeFacts, UnitFeature, WordScore, render_explanation,
 };
 use pullback_sae::interpret::Interpretation;
 use pullback_sae::{Dictionary, Sae};
@@ -142,15 +142,18 @@ fn card(place: usize, changed: &ChangedFeature) -> FeatureCard {
 }
 
 /// Scores of words as a card shows them.
-fn scores(words: &Interpretation) -> Vec<(String, f64, f64)> {
+fn scores(words: &Interpretation) -> Vec<WordScore> {
     let both = [
         ("Detection", words.detection, words.detection_exchanged),
         ("Fuzzing", words.fuzzing, words.fuzzing_exchanged),
     ];
     both.into_iter()
         .filter_map(|(name, own, other)| {
-            let other = other.map_or(f64::NAN, |score| score.auc);
-            Some((name.to_owned(), own?.auc, other))
+            Some(WordScore {
+                name: name.to_owned(),
+                own: own?.auc,
+                exchanged: other.map_or(f64::NAN, |score| score.auc),
+            })
         })
         .collect()
 }
