@@ -172,8 +172,14 @@ fn explanation(explainer: &dyn Explainer, texts: &FeatureTexts) -> Result<String
         return Ok("never active in the texts at hand".to_owned());
     }
     let said = explainer.complete(&prompt::explain(&texts.shown), LONGEST)?;
-    let line = said.lines().map(str::trim).find(|line| !line.is_empty());
-    let line = line.unwrap_or("(no words)");
+    let mut lines = said.lines().map(str::trim).filter(|line| !line.is_empty());
+    let mut line = lines.next().unwrap_or("(no words)").to_owned();
+    // What is announced comes on the lines that follow.
+    if line.ends_with(':') {
+        for more in lines {
+            line = format!("{line} {more}");
+        }
+    }
     Ok(line
         .trim_matches(|c| c == '"' || c == '*')
         .chars()

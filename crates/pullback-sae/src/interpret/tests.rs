@@ -99,6 +99,35 @@ fn explanations_that_fit_tell_all_texts_apart_and_others_none() {
     assert_eq!(questions.iter().filter(marked).count(), 13);
 }
 
+/// Says the same always.
+struct Parrot(&'static str);
+
+impl Explainer for Parrot {
+    fn name(&self) -> String {
+        "parrot".to_owned()
+    }
+
+    fn complete(&self, _: &[Message], _: usize) -> Result<String, SaeError> {
+        Ok(self.0.to_owned())
+    }
+
+    fn agrees(&self, _: &[Message]) -> Result<f64, SaeError> {
+        Ok(0.5)
+    }
+}
+
+#[test]
+fn explanations_are_one_line() {
+    let said = |text| explanation(&Parrot(text), &texts()).unwrap();
+    assert_eq!(said("\n\"ships\"\nand more"), "ships");
+    assert_eq!(
+        said("In common:\n- ships\n\n- boats"),
+        "In common: - ships - boats"
+    );
+    assert_eq!(said(" \n"), "(no words)");
+    assert_eq!(said("é".repeat(300).leak()).chars().count(), 200);
+}
+
 #[test]
 fn scores_are_those_of_counting_pairs() {
     // Pairs: 0.9 beats all three; 0.4 ties with one and beats one.
