@@ -15,7 +15,8 @@ use pullback_sae::{Dictionary, Sae};
 use serde::{Deserialize, Serialize};
 
 use self::measure::{Judge, overlap};
-use crate::train::{Sets, TrainConfig, TrainInput, train_on};
+use crate::feature::check_dictionary;
+use crate::train::{Sets, TrainConfig, TrainInput, layer_of, train_on};
 use crate::{AdapterError, Basis, Length, Sample, split};
 
 /// A set of samples under a name.
@@ -138,6 +139,10 @@ impl CompareConfig {
 
     fn check(&self, input: &CompareInput<'_>) -> Result<(), AdapterError> {
         let refuse = |problem: String| Err(AdapterError::Option(problem));
+        // What would otherwise only leave every basis out.
+        self.site.check(input.model.config())?;
+        layer_of(self.site)?;
+        check_dictionary(&input.dictionary.0)?;
         if self.bases.is_empty() || self.budgets.is_empty() || self.seeds.is_empty() {
             return refuse("a comparison needs a basis, a budget and a seed".to_owned());
         }

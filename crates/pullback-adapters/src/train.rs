@@ -28,7 +28,7 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 use self::batch::{Aim, Batch, mean_over, typical_sizes};
-use self::config::layer_of;
+pub(crate) use self::config::layer_of;
 pub use self::config::{Basis, Length, Sparsity, TrainConfig};
 use self::learner::{Learner, Step};
 use self::prepare::{Prepared, Source};

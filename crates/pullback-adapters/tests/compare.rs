@@ -330,6 +330,11 @@ fn what_cannot_be_compared_is_refused_in_words() {
     let mut none = config();
     none.seeds.clear();
     refused(&setting, &none, &["seed"]);
+    let mut elsewhere = config();
+    elsewhere.site = "blocks.1.hook_mlp_out".parse().unwrap();
+    refused(&setting, &elsewhere, &["blocks.1.hook_mlp_out"]);
+    elsewhere.site = Site::resid_post(99);
+    refused(&setting, &elsewhere, &["blocks.99"]);
     setting.data[0].samples.truncate(2);
     refused(&setting, &config(), &["pairs has 2 samples", "too few"]);
 }
