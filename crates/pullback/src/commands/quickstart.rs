@@ -2,7 +2,7 @@
 
 mod page;
 
-pub(crate) use page::example;
+pub(crate) use page::measured_card;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};

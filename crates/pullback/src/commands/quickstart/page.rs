@@ -55,7 +55,7 @@ fn report(story: &Story<'_>) -> ChangeReport {
             .features
             .iter()
             .enumerate()
-            .map(|(place, changed)| card(place, changed))
+            .map(|(place, changed)| measured_card(place, changed))
             .collect(),
         hidden_units: explanation
             .units
@@ -142,7 +142,8 @@ fn adapter_facts(story: &Story<'_>) -> AdapterFacts {
     }
 }
 
-fn card(place: usize, changed: &ChangedFeature) -> FeatureCard {
+/// The card of a feature at a place in the list.
+pub(crate) fn measured_card(place: usize, changed: &ChangedFeature) -> FeatureCard {
     FeatureCard {
         feature: changed.feature,
         rank: place + 1,
@@ -161,7 +162,7 @@ fn card(place: usize, changed: &ChangedFeature) -> FeatureCard {
 }
 
 /// An example as the page has it.
-pub(crate) fn example(example: &pullback_sae::Example) -> Example {
+pub(super) fn example(example: &pullback_sae::Example) -> Example {
     Example {
         before: example.before.clone(),
         token: example.token.clone(),

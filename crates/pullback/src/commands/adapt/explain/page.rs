@@ -12,7 +12,7 @@ use pullback_sae::{Dictionary, Sae};
 
 use super::source::Source;
 use super::{Arguments, predicted_by};
-use crate::commands::quickstart::{example, words};
+use crate::commands::quickstart::{measured_card, words};
 use crate::context::App;
 
 /// Features and paths that a table lists.
@@ -119,25 +119,13 @@ fn adapter_facts(source: &Source) -> AdapterFacts {
     }
 }
 
+/// The card of a feature, with its words where there are some.
 fn card(place: usize, changed: &ChangedFeature) -> FeatureCard {
+    let words = changed.words.as_ref();
     FeatureCard {
-        feature: changed.feature,
-        rank: place + 1,
-        predicted: changed.predicted.unwrap_or(f32::NAN),
-        measured: changed.measured,
-        effect_alone: changed.effect_alone.unwrap_or(f64::NAN),
-        effect_removed: changed.effect_removed.unwrap_or(f64::NAN),
-        density: changed.density,
-        promoted: changed.promoted.clone(),
-        suppressed: changed.suppressed.clone(),
-        examples: changed.examples.iter().map(example).collect(),
-        reads: changed.reads.unwrap_or(f32::NAN),
-        writes: changed.writes.unwrap_or(f32::NAN),
-        words: changed
-            .words
-            .as_ref()
-            .map_or_else(String::new, |words| words.explanation.clone()),
-        scores: changed.words.as_ref().map_or_else(Vec::new, scores),
+        words: words.map_or_else(String::new, |words| words.explanation.clone()),
+        scores: words.map_or_else(Vec::new, scores),
+        ..measured_card(place, changed)
     }
 }
 
